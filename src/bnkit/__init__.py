@@ -1,0 +1,47 @@
+"""bnkit: batch normalization for its whole life.
+
+The names below are resolved on first use, so that `import bnkit`, `import bnkit.core` and
+`bnkit --help` load no framework.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_PUBLIC = {
+    "BatchNormError": "bnkit.core.errors",
+    "BatchNormSpec": "bnkit.core.spec",
+    "Moments": "bnkit.core.moments",
+    "RunningStats": "bnkit.core.running",
+    "core": "bnkit.core",
+    "functional": "bnkit.functional",
+    "lab": "bnkit.lab",
+    "nn": "bnkit.nn",
+    "preset": "bnkit.core.presets",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from bnkit import core as core
+    from bnkit import functional as functional
+    from bnkit import lab as lab
+    from bnkit import nn as nn
+    from bnkit.core.errors import BatchNormError as BatchNormError
+    from bnkit.core.moments import Moments as Moments
+    from bnkit.core.presets import preset as preset
+    from bnkit.core.running import RunningStats as RunningStats
+    from bnkit.core.spec import BatchNormSpec as BatchNormSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        msg = f"module 'bnkit' has no attribute {name!r}; it has: {', '.join(__all__)}"
+        raise AttributeError(msg)
+    module = import_module(_PUBLIC[name])
+    return module if _PUBLIC[name] == f"bnkit.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,41 @@
+"""The errors and warnings of bnkit: where, what was expected, what was got, what to do."""
+
+
+class BatchNormError(Exception):
+    """Base of every error that bnkit raises on purpose."""
+
+
+class InputError(BatchNormError, ValueError, RuntimeError):
+    """An array or tensor that a batch norm cannot take.
+
+    `torch.nn` raises `ValueError` for some bad inputs (rank, one value per channel) and
+    `RuntimeError` for others (channel count, dtype), so code that catches either keeps working.
+    """
+
+
+class SpecError(BatchNormError, ValueError):
+    """An unknown specification, or a field with an impossible value."""
+
+
+class NonFiniteError(BatchNormError, ArithmeticError):
+    """Batch statistics hold NaN or infinity where the caller asked to be stopped."""
+
+
+class ConversionError(BatchNormError, TypeError):
+    """A module that cannot be replaced without losing behaviour."""
+
+
+class OutputError(BatchNormError, OSError):
+    """A result that cannot be written where it was asked for."""
+
+
+class BatchNormWarning(UserWarning):
+    """Base of every warning that bnkit gives."""
+
+
+class NonFiniteWarning(BatchNormWarning):
+    """A batch held NaN or infinity; the running statistics were left alone."""
+
+
+class EmptyBatchWarning(BatchNormWarning):
+    """A batch held no samples; the running statistics were left alone."""

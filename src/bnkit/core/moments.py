@@ -1,0 +1,185 @@
+"""Moments of a batch: count, mean and sum of squared deviations, and how two batches merge."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, is_torch_namespace
+from jaxtyping import Float
+
+from bnkit.core.errors import InputError
+
+Array = Any
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations (m2), one entry per channel.
+
+    A commutative monoid under `merge` with `Moments.empty()` as identity (up to rounding).
+
+    Attributes:
+        count: Number of values, or sum of their weights; one number, or one per channel.
+        mean: Mean of the values, shape `(c,)`.
+        m2: Sum of `weight * |x - mean|**2`, shape `(c,)`, real and never negative.
+    """
+
+    count: Any
+    mean: Float[Array, "*c"]
+    m2: Float[Array, "*c"]
+
+    @staticmethod
+    def empty(mean: Array) -> "Moments":
+        """The identity of `merge`, shaped like `mean`: no values, mean 0, m2 0."""
+        zero = mean * 0
+        return Moments(0, zero, _real(zero))
+
+    def var(self, correction: float = 0) -> Array:
+        """Variance `m2 / (count - correction)`; `correction=1` is Bessel's."""
+        return self.m2 / (self.count - correction)
+
+
+def moments(
+    x: Float[Array, "..."],
+    axes: Sequence[int] | None = None,
+    weights: Float[Array, "..."] | None = None,
+    *,
+    xp: Any = None,
+) -> Moments:
+    """Count, mean and m2 of `x` over `axes`, by the corrected two-pass algorithm.
+
+    The second pass takes deviations from the computed mean and adds back what rounding left in
+    it, so that the error does not grow with `mean / std` (Chan, Golub & LeVeque 1983; theory page,
+    equations 1 and 2).
+    `E[x**2] - E[x]**2` is never computed: in float32 it is worthless from mean/std about 1e3 on.
+    16-bit input is computed in float32.
+
+    Args:
+        x: Values, of any shape; real or complex floating point.
+        axes: Axes to reduce; the others are the channels. None reduces all axes.
+        weights: Non-negative weights that broadcast against `x`, 0 = not there. The count is
+            their sum.
+        xp: The array namespace, when the caller knows it.
+
+    Returns:
+        Moments shaped like the channels, in at least float32.
+
+    Raises:
+        InputError: `x` is not floating point.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.core import moments
+        >>> m = moments(np.array([[1.0, 10.0], [3.0, 14.0]]), axes=(0,))
+        >>> m.count, m.mean.tolist(), m.var().tolist(), m.var(correction=1).tolist()
+        (2, [2.0, 12.0], [1.0, 4.0], [2.0, 8.0])
+    """
+    xp = array_namespace(x) if xp is None else xp
+    axes = tuple(range(x.ndim)) if axes is None else tuple(a % x.ndim for a in axes)
+    x = upcast(xp, x)
+    if weights is None:
+        count = prod(x.shape[a] for a in axes)
+        kept = _two_pass(xp, x, axes, None, max(count, 1))
+    else:
+        weights = xp.broadcast_to(xp.astype(weights, real_dtype(xp, x)), x.shape)
+        count = accumulate(xp, weights, axes)
+        kept = _two_pass(xp, x, axes, weights, xp.where(count > 0, count, xp.ones_like(count)))
+        count = xp.squeeze(count, axis=axes)
+    mean, m2 = (xp.squeeze(v, axis=axes) for v in kept)
+    return Moments(count, mean, m2)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of the union of two batches (Chan, Golub & LeVeque 1983; theory page, equation 9).
+
+    With `delta = b.mean - a.mean` and `n = a.count + b.count`:
+    `mean = a.mean + delta * b.count / n`, `m2 = a.m2 + b.m2 + delta**2 * a.count * b.count / n`.
+    Two empty sides give an empty batch, not NaN.
+
+    Args:
+        a: One batch.
+        b: The other batch, with the same channels.
+
+    Returns:
+        What `moments` gives for both batches together.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.core import merge, moments
+        >>> left, right = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])
+        >>> both = merge(moments(left), moments(right))
+        >>> both.count, float(both.mean), float(both.m2)
+        (5, 3.0, 10.0)
+    """
+    count = a.count + b.count
+    share = b.count / _nonzero(count)
+    delta = b.mean - a.mean
+    return Moments(
+        count,
+        a.mean + delta * share,
+        a.m2 + b.m2 + _abs2(delta) * (a.count * share),
+    )
+
+
+def accumulate(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
+    """Sum of `x` over `axes`, dimensions kept, rounded once where the namespace allows.
+
+    NumPy adds naively along an outer axis, so it accumulates in double precision; torch adds in
+    a cascade, whose error grows with the logarithm of the count.
+    """
+    if is_torch_namespace(xp):
+        return xp.sum(x, axis=axes, keepdims=True)
+    wide = xp.complex128 if xp.isdtype(x.dtype, "complex floating") else xp.float64
+    return xp.astype(xp.sum(x, axis=axes, keepdims=True, dtype=wide), x.dtype)
+
+
+def upcast(xp: Any, x: Array) -> Array:
+    """`x` in the dtype that statistics are computed in: itself, or float32 for 16 bits."""
+    if x.dtype in (xp.float32, xp.float64) or xp.isdtype(x.dtype, "complex floating"):
+        return x
+    if xp.isdtype(x.dtype, ("integral", "bool")):
+        msg = f"batch norm: expected floating point values, got {x.dtype}. Convert them first."
+        raise InputError(msg)
+    return xp.astype(x, xp.float32)
+
+
+def real_dtype(xp: Any, x: Array) -> Any:
+    """The dtype of a variance of `x`."""
+    if xp.isdtype(x.dtype, "complex floating"):
+        return xp.float32 if x.dtype == xp.complex64 else xp.float64
+    return x.dtype
+
+
+def inner(xp: Any, a: Array, b: Array) -> Array:
+    """`Re(a * conj(b))`, elementwise: the product that a variance is made of."""
+    if xp.isdtype(a.dtype, "complex floating"):
+        return xp.real(a) * xp.real(b) + xp.imag(a) * xp.imag(b)
+    return a * b
+
+
+def _two_pass(
+    xp: Any, x: Array, axes: tuple[int, ...], weights: Array | None, count: Any
+) -> tuple[Array, Array]:
+    weigh = (lambda v: v) if weights is None else (lambda v: v * weights)
+    mean = accumulate(xp, weigh(x), axes) / count
+    deviation = x - mean
+    left = accumulate(xp, weigh(deviation), axes) / count
+    m2 = accumulate(xp, weigh(inner(xp, deviation, deviation)), axes)
+    m2 = m2 - inner(xp, left, left) * count
+    # where, not maximum: a NaN must stay a NaN
+    return mean + left, xp.where(m2 < 0, xp.zeros_like(m2), m2)
+
+
+def _nonzero(count: Any) -> Any:
+    if isinstance(count, int | float):
+        return count if count else 1
+    xp = array_namespace(count)
+    return xp.where(count == 0, xp.ones_like(count), count)
+
+
+def _abs2(x: Array) -> Array:
+    return inner(array_namespace(x), x, x)
+
+
+def _real(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.real(x) if xp.isdtype(x.dtype, "complex floating") else x

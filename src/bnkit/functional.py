@@ -1,0 +1,362 @@
+"""Batch norm on arrays: NumPy, torch, or any array-API namespace, under any specification.
+
+State goes in and comes out; nothing is changed in place. Layouts `(N, C)`, `(N, C, L)`,
+`(N, C, H, W)`, `(N, C, D, H, W)` and every other `channel_axis`, also several.
+"""
+
+import warnings
+from typing import Any, Literal, NamedTuple
+
+from array_api_compat import array_namespace
+from jaxtyping import Float
+
+from bnkit.core import (
+    BatchNormSpec,
+    EmptyBatchWarning,
+    Gradients,
+    InputError,
+    Moments,
+    NonFiniteError,
+    NonFiniteWarning,
+    Normalized,
+    RunningStats,
+    SpecError,
+    blended_backward,
+    initial_running,
+    invstd,
+    moments,
+    normalize,
+    normalize_eval_backward,
+    read_running,
+    real_dtype,
+    upcast,
+    update_running,
+)
+
+Array = Any
+OnNonFinite = Literal["skip", "propagate", "raise"]
+_DEFAULT = BatchNormSpec()
+
+
+class Saved(NamedTuple):
+    """What `batch_norm_backward` needs of the forward pass; treat it as opaque."""
+
+    at: Normalized
+    batch_xhat: Array
+    share: float
+    dtype: Any
+    weight_learns: bool = True
+
+
+class TrainResult(NamedTuple):
+    """Output, new running statistics and what the backward pass needs."""
+
+    y: Array
+    state: RunningStats
+    saved: Saved
+
+
+class _Call(NamedTuple):
+    """One call, prepared: the values in the dtype of statistics, and where their channels are."""
+
+    where: str
+    xp: Any
+    x: Array
+    spec: BatchNormSpec
+    axes: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the statistics."""
+        return tuple(self.x.shape[a] for a in self.channels)
+
+    def spread(self, statistic: Array) -> Array:
+        """A statistic, reshaped to broadcast against `x`."""
+        kept = (self.x.shape[a] if a in self.channels else 1 for a in range(self.x.ndim))
+        return self.xp.reshape(statistic, tuple(kept))
+
+
+def batch_norm_train(
+    x: Float[Array, "..."],
+    weight: Float[Array, "*c"] | None = None,
+    bias: Float[Array, "*c"] | None = None,
+    state: RunningStats | None = None,
+    spec: BatchNormSpec = _DEFAULT,
+    *,
+    channel_axis: int | tuple[int, ...] | None = None,
+    sample_weights: Float[Array, "..."] | None = None,
+    on_nonfinite: OnNonFinite = "skip",
+) -> TrainResult:
+    """Normalize a batch by its own statistics and average them into the running ones.
+
+    `y = (x - mean) / sqrt(var + eps) * weight + bias` with the mean and the variance (divided by
+    n) of the batch per channel (Ioffe & Szegedy 2015, Algorithm 1); statistics are computed in
+    at least float32.
+
+    Args:
+        x: Batch, at least two dimensions, floating point or complex.
+        weight: Scale per channel, or None for 1.
+        bias: Shift per channel, or None for 0.
+        state: Running statistics so far; None starts with the specification's initial values.
+        spec: What batch norm means; PyTorch's by default.
+        channel_axis: Axis (or axes) of the channels; the specification's by default.
+        sample_weights: Weights that broadcast against `x`, 0 = padding: they weigh the
+            statistics, while every element is normalized.
+        on_nonfinite: NaN or infinity in the batch statistics: leave the state alone and warn,
+            average them in as most frameworks do, or raise.
+
+    Returns:
+        `(y, state, saved)`; `y` has the shape and dtype of `x`.
+
+    Raises:
+        InputError: Wrong rank, channels, dtype, or one value per channel where the
+            specification forbids that.
+        NonFiniteError: Only with `on_nonfinite="raise"`.
+        SpecError: `eps <= 0`, or a specification with ghost batches, blending or
+            renormalization.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.functional import batch_norm_train
+        >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+        >>> y, state, _ = batch_norm_train(x)
+        >>> np.round(y, 3).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+        >>> np.round(state.mean, 3).tolist(), np.round(state.var, 3).tolist()
+        ([0.2, 2.0], [1.1, 20.9])
+    """
+    call = _prepare("batch_norm_train", x, spec, channel_axis)
+    _check_spec(call)
+    weight, bias = _parameter(call, "weight", weight), _parameter(call, "bias", bias)
+    weight = None if spec.weight_fixed else weight
+    state = _state(call, state)
+    batch = moments(call.x, call.axes, sample_weights, xp=call.xp)
+    if isinstance(batch.count, int) and batch.count == 1:
+        if spec.single_value == "identity":
+            return _identity(call, x, state)
+        batch = _single_value(call, batch)
+    after = _next_state(call, state, batch, on_nonfinite)
+    mean, var, share = _normalizing(state, after, batch, spec)
+    s = invstd(call.xp, call.spread(var), spec.effective_eps)
+    y = normalize(call.x, call.spread(mean), s if weight is None else s * weight, bias)
+    xhat = normalize(call.x, call.spread(mean), s)
+    count = max(batch.count, 1) if isinstance(batch.count, int) else call.spread(batch.count)
+    at = Normalized(xhat, s, weight, call.axes, count, sample_weights)
+    batch_xhat = xhat if share == 1.0 else normalize(call.x, call.spread(batch.mean), s)
+    saved = Saved(at, batch_xhat, share, x.dtype, not spec.weight_fixed)
+    return TrainResult(call.xp.astype(y, x.dtype), after, saved)
+
+
+def batch_norm_eval(
+    x: Float[Array, "..."],
+    weight: Float[Array, "*c"] | None = None,
+    bias: Float[Array, "*c"] | None = None,
+    state: RunningStats | None = None,
+    spec: BatchNormSpec = _DEFAULT,
+    *,
+    channel_axis: int | tuple[int, ...] | None = None,
+) -> Array:
+    """Normalize by the running statistics: a fixed affine map per channel, equation 16.
+
+    Args:
+        x: Batch of any size.
+        weight: Scale per channel, or None for 1.
+        bias: Shift per channel, or None for 0.
+        state: Running statistics; None takes the specification's initial values.
+        spec: What batch norm means.
+        channel_axis: Axis (or axes) of the channels; the specification's by default.
+
+    Returns:
+        `y`, with the shape and dtype of `x`.
+
+    Raises:
+        InputError: Wrong rank, channels or dtype.
+        SpecError: `eps` is negative.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.core import RunningStats
+        >>> from bnkit.functional import batch_norm_eval
+        >>> state = RunningStats(np.array([2.0]), np.array([3.0]))
+        >>> float(batch_norm_eval(np.array([[4.0]]), state=state)[0, 0])  # (4 - 2) / sqrt(3 + eps)
+        1.1546986...
+    """
+    call = _prepare("batch_norm_eval", x, spec, channel_axis)
+    weight, bias = _parameter(call, "weight", weight), _parameter(call, "bias", bias)
+    mean, var = read_running(_state(call, state), spec)
+    s = invstd(call.xp, call.spread(var), spec.effective_eps)
+    scale = s if weight is None or spec.weight_fixed else s * weight
+    return call.xp.astype(normalize(call.x, call.spread(mean), scale, bias), x.dtype)
+
+
+def batch_norm_backward(grad_y: Float[Array, "..."], saved: Saved) -> Gradients:
+    """Gradients of `batch_norm_train`, by equations 6, 7 and 8 of the theory page.
+
+    Args:
+        grad_y: Gradient of the loss by `y`, shaped like `y`.
+        saved: The third result of `batch_norm_train`.
+
+    Returns:
+        `(x, weight, bias)`: the first shaped like `x`, the others like the channels. The
+        gradient of a weight that is fixed or does not take part is 0.
+
+    Raises:
+        InputError: `grad_y` is not shaped like `y`.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.functional import batch_norm_backward, batch_norm_train
+        >>> x = np.array([[1.0], [2.0], [6.0]])
+        >>> grads = batch_norm_backward(np.ones((3, 1)), batch_norm_train(x).saved)
+        >>> float(abs(grads.x).max()) < 1e-12, grads.bias.tolist()  # y always adds up to the bias
+        (True, [3.0])
+    """
+    at = saved.at
+    xp = array_namespace(grad_y)
+    if tuple(grad_y.shape) != tuple(at.xhat.shape):
+        msg = (
+            f"batch_norm_backward: expected a gradient of shape {tuple(at.xhat.shape)}, got "
+            f"{tuple(grad_y.shape)}. Give the gradient by the output of the same forward pass."
+        )
+        raise InputError(msg)
+    wide = upcast(xp, grad_y)
+    if saved.share == 0.0:
+        grads = normalize_eval_backward(xp, at, wide)
+    else:
+        grads = blended_backward(xp, at, wide, saved.batch_xhat, saved.share)
+    by_weight, by_bias = (xp.squeeze(g, axis=at.axes) for g in grads[1:])
+    if not saved.weight_learns:
+        by_weight = xp.zeros_like(by_weight)
+    return Gradients(xp.astype(grads.x, saved.dtype), by_weight, by_bias)
+
+
+def _normalizing(
+    before: RunningStats, after: RunningStats, batch: Moments, spec: BatchNormSpec
+) -> tuple[Array, Array, float]:
+    """Mean and variance that normalize in training, and the batch's share in them."""
+    if spec.train_statistics == "running":
+        return *read_running(before, spec), 0.0
+    if spec.train_statistics == "updated_running":
+        weight = 1.0 if spec.ema_weight is None else spec.ema_weight
+        copies = spec.first_batch == "copy" and int(before.batches) == 0
+        return *read_running(after, spec), 1.0 if copies else weight
+    return batch.mean, batch.var(), 1.0
+
+
+def _next_state(
+    call: _Call, state: RunningStats, batch: Moments, on_nonfinite: OnNonFinite
+) -> RunningStats:
+    if call.spec.update_when == "never":
+        return state
+    if isinstance(batch.count, int) and batch.count == 0:
+        if call.spec.empty_batch == "nan":
+            batch = batch._replace(
+                count=1, mean=batch.mean * float("nan"), m2=batch.m2 * float("nan")
+            )
+            return update_running(state, batch, call.spec)
+        message = f"{call.where}: the batch holds no samples; the running statistics stay."
+        warnings.warn(message, EmptyBatchWarning, stacklevel=3)
+        return state
+    if on_nonfinite == "propagate" or _finite(call.xp, batch):
+        return update_running(state, batch, call.spec)
+    message = _describe_nonfinite(call, batch)
+    if on_nonfinite == "raise":
+        raise NonFiniteError(message)
+    warnings.warn(message, NonFiniteWarning, stacklevel=3)
+    return state
+
+
+def _finite(xp: Any, batch: Moments) -> bool:
+    return bool(xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2)))
+
+
+def _describe_nonfinite(call: _Call, batch: Moments) -> str:
+    xp = call.xp
+    bad = ~(xp.isfinite(batch.mean) & xp.isfinite(batch.m2))
+    bad = xp.nonzero(xp.reshape(bad, (-1,)))[0]
+    return (
+        f"{call.where}: expected finite values, got NaN or infinity in {bad.shape[0]} channels of "
+        f"{call.shape}, the first is number {int(bad[0])}. The running statistics stay. Find "
+        "where x overflows; on_nonfinite= chooses between skip, propagate and raise."
+    )
+
+
+def _single_value(call: _Call, batch: Moments) -> Moments:
+    if call.spec.single_value == "error":
+        msg = (
+            f"{call.where}: expected more than one value per channel, got x of shape "
+            f"{tuple(call.x.shape)}: the variance is 0 and the output would be the bias. Use a "
+            "larger batch, drop the last incomplete batch, or normalize with batch_norm_eval."
+        )
+        raise InputError(msg)
+    if call.spec.single_value == "nan":
+        return batch._replace(m2=call.xp.full_like(batch.m2, float("nan")))
+    return batch
+
+
+def _identity(call: _Call, x: Array, state: RunningStats) -> TrainResult:
+    ones = call.xp.ones_like(call.x)
+    at = Normalized(call.x, ones, None, call.axes, 1)
+    return TrainResult(x, state, Saved(at, call.x, 0.0, x.dtype, weight_learns=False))
+
+
+def _prepare(
+    where: str, x: Array, spec: BatchNormSpec, channel_axis: int | tuple[int, ...] | None
+) -> _Call:
+    xp = array_namespace(x)
+    axis = spec.channel_axis if channel_axis is None else channel_axis
+    channels = (axis,) if isinstance(axis, int) else tuple(axis)
+    if x.ndim < 2 or not all(-x.ndim <= a < x.ndim for a in channels):
+        msg = (
+            f"{where}: expected at least 2 dimensions with channels at {axis}, got shape "
+            f"{tuple(x.shape)}. Add the batch dimension, or pass channel_axis=."
+        )
+        raise InputError(msg)
+    channels = tuple(sorted(a % x.ndim for a in channels))
+    axes = tuple(a for a in range(x.ndim) if a not in channels)
+    return _Call(where, xp, upcast(xp, x), spec, axes, channels)
+
+
+def _check_spec(call: _Call) -> None:
+    spec = call.spec
+    if not spec.effective_eps > 0:
+        msg = f"{call.where}: eps must be > 0 in training, got {spec.eps}. Choose e.g. 1e-5."
+        raise SpecError(msg)
+    unsupported = {
+        "virtual_batch_size": spec.virtual_batch_size is not None,
+        "train_statistics": spec.train_statistics in ("blend", "renorm"),
+        "tracked_second_moment": spec.tracked_second_moment != "variance",
+    }
+    for name in (name for name, hit in unsupported.items() if hit):
+        msg = (
+            f"{call.where}: {name}={getattr(spec, name)!r} is described by the specification but "
+            "not computed here. Use the default of that field, or batch_norm_eval."
+        )
+        raise SpecError(msg)
+
+
+def _parameter(call: _Call, name: str, value: Array | None) -> Array | None:
+    if value is None:
+        return None
+    _check_shape(call, name, value)
+    return call.xp.astype(call.spread(value), call.x.dtype)
+
+
+def _state(call: _Call, state: RunningStats | None) -> RunningStats:
+    if state is None:
+        xp = call.xp
+        fresh = initial_running(xp.zeros(call.shape, dtype=real_dtype(xp, call.x)), call.spec)
+        return fresh._replace(mean=xp.astype(fresh.mean, call.x.dtype))
+    _check_shape(call, "state.mean", state.mean)
+    _check_shape(call, "state.var", state.var)
+    return state
+
+
+def _check_shape(call: _Call, name: str, value: Array) -> None:
+    if tuple(value.shape) != call.shape:
+        msg = (
+            f"{call.where}: expected {name} of shape {call.shape}, the channels of x, got "
+            f"{tuple(value.shape)}. Check channel_axis and the layer that x comes from."
+        )
+        raise InputError(msg)
