@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, is_torch_namespace
+from array_api_compat import array_namespace
 from jaxtyping import Float
 
 from bnkit.core.errors import InputError
@@ -77,15 +77,15 @@ def moments(
     axes = tuple(range(x.ndim)) if axes is None else tuple(a % x.ndim for a in axes)
     x = upcast(xp, x)
     if weights is None:
-        count = prod(x.shape[a] for a in axes)
+        count = prod([x.shape[a] for a in axes])  # dynamo traces no generator here
         kept = _two_pass(xp, x, axes, None, max(count, 1))
     else:
         weights = xp.broadcast_to(xp.astype(weights, real_dtype(xp, x)), x.shape)
         count = accumulate(xp, weights, axes)
         kept = _two_pass(xp, x, axes, weights, xp.where(count > 0, count, xp.ones_like(count)))
         count = xp.squeeze(count, axis=axes)
-    mean, m2 = (xp.squeeze(v, axis=axes) for v in kept)
-    return Moments(count, mean, m2)
+    mean, m2 = kept
+    return Moments(count, xp.squeeze(mean, axis=axes), xp.squeeze(m2, axis=axes))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -125,8 +125,17 @@ def accumulate(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
 
     NumPy adds naively along an outer axis, so it accumulates in double precision; torch adds in
     a cascade, whose error grows with the logarithm of the count.
+
+    Args:
+        xp: The array namespace.
+        x: Values.
+        axes: Axes to reduce.
+
+    Returns:
+        The sum, in the dtype of `x`.
     """
-    if is_torch_namespace(xp):
+    # not is_torch_namespace: its cache makes dynamo warn
+    if xp.__name__ == "array_api_compat.torch":
         return xp.sum(x, axis=axes, keepdims=True)
     wide = xp.complex128 if xp.isdtype(x.dtype, "complex floating") else xp.float64
     return xp.astype(xp.sum(x, axis=axes, keepdims=True, dtype=wide), x.dtype)

@@ -156,8 +156,9 @@ def blended_backward(
     """Gradients where the batch makes up a `share` of the statistics that normalized.
 
     The statistics are `(1 - share) * constant + share * batch`, so that
-    `grad_x = weight * s * (grad_y - share * (w / N) * (sum(grad_y) + batch_xhat * sum(grad_y * xhat)))`
-    with `batch_xhat = (x - batch mean) * s`. A share of 1 is the usual batch norm.
+    `grad_x = weight * s * (grad_y - share * (w / N) * t)`,
+    `t = sum(grad_y) + batch_xhat * sum(grad_y * xhat)`, `batch_xhat = (x - batch mean) * s`.
+    A share of 1 is the usual batch norm.
 
     Args:
         xp: The array namespace.

@@ -114,6 +114,13 @@ def correction_factor(spec: BatchNormSpec, count: Any) -> Any:
     """What the batch variance (divided by count) is multiplied with before it is stored.
 
     One value per channel has factor 1, as in every implementation that accepts it.
+
+    Args:
+        spec: Names the correction.
+        count: Values per channel in the batch.
+
+    Returns:
+        1, n / (n - 1), n / (n - 1 - eps) or the product of the last two.
     """
     if spec.running_correction == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""`BatchNormSpec`: what one framework means by "batch normalization", everything but the numbers."""
+"""`BatchNormSpec`: what one framework means by batch normalization, all but the numbers."""
 
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
@@ -18,7 +18,7 @@ class Effect(StrEnum):
     STORAGE = "storage"  # the shape or the place of the stored numbers
 
 
-def _axis(number: int, default: Any, effect: Effect, meaning: str) -> Any:
+def _axis(number: int, default: object, effect: Effect, meaning: str) -> Any:
     return field(default=default, metadata={"axis": number, "effect": effect, "meaning": meaning})
 
 

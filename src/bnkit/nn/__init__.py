@@ -1,0 +1,13 @@
+"""Batch norm layers for PyTorch, drop-in for `torch.nn`, and the way there and back."""
+
+from bnkit.nn import functional as functional
+from bnkit.nn.batch_norm import BatchNorm1d as BatchNorm1d
+from bnkit.nn.batch_norm import BatchNorm2d as BatchNorm2d
+from bnkit.nn.batch_norm import BatchNorm3d as BatchNorm3d
+from bnkit.nn.lazy import LazyBatchNorm1d as LazyBatchNorm1d
+from bnkit.nn.lazy import LazyBatchNorm2d as LazyBatchNorm2d
+from bnkit.nn.lazy import LazyBatchNorm3d as LazyBatchNorm3d
+from bnkit.nn.naming import qualified_name as qualified_name
+from bnkit.nn.replace import Replacement as Replacement
+from bnkit.nn.replace import replace_ as replace_
+from bnkit.nn.replace import restore_ as restore_

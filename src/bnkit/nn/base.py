@@ -1,0 +1,153 @@
+"""What the batch norm layers share: torch's layer with the core inside."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
+
+from bnkit.core import InputError, NonFiniteError, NonFiniteWarning
+from bnkit.nn.checks import check_rank
+from bnkit.nn.functional import batch_norm
+from bnkit.nn.naming import qualified_name
+from bnkit.ops import NonFinitePolicy
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+class BatchNormBase(_TorchBatchNorm):
+    """Forward pass, statistics and messages of `BatchNorm1d/2d/3d`; not for direct use."""
+
+    ranks: tuple[int, ...]
+    on_nonfinite: NonFinitePolicy
+    nonfinite_batches: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,  # noqa: FBT001, FBT002  the signature of torch
+        track_running_stats: bool = True,  # noqa: FBT001, FBT002
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        on_nonfinite: NonFinitePolicy = "skip",
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        self._extend(on_nonfinite)
+
+    def forward(self, input: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n c *spatial"]:
+        """Normalize; in training also average the batch into the running statistics."""
+        where = partial(qualified_name, self)
+        check_rank(where, input, self.ranks)
+        untracked = self.running_mean is None and self.running_var is None
+        tracks = self.track_running_stats or not self.training
+        if self.momentum is None and self.num_batches_tracked is None:
+            momentum = 0.0
+        else:
+            momentum = self.momentum
+        y = batch_norm(
+            input,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.weight,
+            self.bias,
+            self.training or untracked,
+            momentum,
+            self.eps,
+            num_batches_tracked=self.num_batches_tracked if tracks else None,
+            nonfinite_batches=self.nonfinite_batches if tracks else None,
+            on_nonfinite=self.on_nonfinite,
+            where=where,
+        )
+        # reading the counter of a GPU would wait for it; there, train() and eval() report
+        if self.training and input.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._report_nonfinite(where)
+        return y
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  the signature of torch
+        """Set the mode, as in torch; also reports batches that were left out on a GPU."""
+        self._report_nonfinite(partial(qualified_name, self))
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """As in torch; `on_nonfinite` is shown when it is not the default."""
+        text = super().extra_repr()
+        return text if self.on_nonfinite == "skip" else f"{text}, on_nonfinite={self.on_nonfinite}"
+
+    def reset_running_stats(self) -> None:
+        """As in torch; also forgets the batches that were left out."""
+        super().reset_running_stats()
+        counter = getattr(self, "nonfinite_batches", None)  # torch's constructor calls this too
+        if counter is not None:
+            counter.zero_()
+            self._reported = 0
+
+    def _extend(self, on_nonfinite: NonFinitePolicy) -> None:
+        """Add what torch's layer lacks; also called on a layer that was torch's."""
+        if on_nonfinite not in get_args(NonFinitePolicy):
+            msg = (
+                f"{type(self).__name__}: on_nonfinite must be one of "
+                f"{', '.join(map(repr, get_args(NonFinitePolicy)))}, got {on_nonfinite!r}."
+            )
+            raise InputError(msg)
+        self.on_nonfinite = on_nonfinite
+        self._reported = 0
+        counter = None
+        if self.running_mean is not None:
+            counter = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
+        self.register_buffer("nonfinite_batches", counter, persistent=False)
+        self._widen_statistics({})
+
+    def _widen_statistics(self, originals: dict[str, Tensor | None]) -> None:
+        for name in _STATISTICS:
+            now = self._buffers.get(name)
+            if now is None or isinstance(now, torch.nn.UninitializedBuffer):
+                continue
+            if now.dtype in (torch.float16, torch.bfloat16):
+                source = originals.get(name)
+                source = now if source is None else source
+                dtype = torch.promote_types(source.dtype, torch.float32)
+                self._buffers[name] = source.to(device=now.device, dtype=dtype)
+            elif name == "running_var" and now.is_complex():
+                self._buffers[name] = now.real.clone()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        # .half() and .bfloat16() convert parameters only: at weight 0.001 a bfloat16 running
+        # mean freezes at 40 % of its value, because the steps round to nothing
+        originals = {name: self._buffers.get(name) for name in _STATISTICS}
+        super()._apply(fn, recurse)
+        self._widen_statistics(originals)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._widen_statistics({})  # load_state_dict(assign=True) may bring 16-bit statistics
+
+    def _report_nonfinite(self, where: Callable[[], str]) -> None:
+        counter = getattr(self, "nonfinite_batches", None)
+        if counter is None or counter.device.type == "meta":
+            return
+        total = int(counter)
+        first = self._reported == 0
+        if total == self._reported:
+            return
+        self._reported = total
+        message = (
+            f"{where()}: NaN or infinity in the input; {total} batch(es) so far did not enter the "
+            "running statistics. Find where it overflows, e.g. with "
+            "torch.autograd.detect_anomaly()"
+        )
+        if self.on_nonfinite == "raise":
+            msg = f"{message}, or use on_nonfinite='skip'."
+            raise NonFiniteError(msg)
+        if first:
+            warnings.warn(f"{message}.", NonFiniteWarning, stacklevel=3)

@@ -1,0 +1,89 @@
+"""What a batch norm demands of its input: one message each, where, expected, got, what to do."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bnkit.core import InputError
+
+_HALF = (torch.float16, torch.bfloat16)
+Where = Callable[[], str]
+
+
+def check_rank(where: Where, x: Tensor, ranks: tuple[int, ...]) -> None:
+    """Raise `InputError` unless `x` has one of the ranks."""
+    if x.ndim not in ranks:
+        expected = " or ".join(f"{r}D" for r in ranks)
+        layout = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+        known = f" The layer for it is BatchNorm{max(x.ndim - 2, 1)}d." if x.ndim in layout else ""
+        msg = (
+            f"{where()}: expected {expected} input {layout[ranks[0]]} (got {x.ndim}D input of "
+            f"shape {tuple(x.shape)}).{known}"
+        )
+        raise InputError(msg)
+
+
+def check_tensors(where: Where, x: Tensor, named: dict[str, Tensor | None]) -> None:
+    """Raise `InputError` unless each tensor fits the channels, dtype and device of `x`."""
+    if not (x.is_floating_point() or x.is_complex()):
+        msg = f"{where()}: expected floating point input, got {x.dtype}. Call .float() on it first."
+        raise InputError(msg)
+    for name, tensor in named.items():
+        if tensor is not None:
+            _check_tensor(where, x, name, tensor)
+
+
+def check_batch(where: Where, x: Tensor, eps: float) -> None:
+    """Raise `InputError` for `eps <= 0` or one value per channel, which training cannot use."""
+    if not eps > 0:
+        msg = (
+            f"{where()}: eps must be positive during training, but got {eps}: a constant channel "
+            "would be divided by zero. Use e.g. eps=1e-5."
+        )
+        raise InputError(msg)
+    if x.ndim > 1 and x.numel() == x.shape[1] and x.numel() > 0:
+        msg = (
+            f"{where()}: expected more than 1 value per channel when training, got input size "
+            f"{tuple(x.shape)}: its variance is 0, so that the output would be the bias. "
+            "Use a larger batch, pass drop_last=True to the DataLoader, or call .eval() if this "
+            "is inference."
+        )
+        raise InputError(msg)
+
+
+def check_eval_eps(where: Where, eps: float) -> None:
+    """Raise `InputError` for a negative eps."""
+    if eps < 0:
+        msg = f"{where()}: eps must be non-negative, but got {eps}. Use e.g. eps=1e-5."
+        raise InputError(msg)
+
+
+def _check_tensor(where: Where, x: Tensor, name: str, tensor: Tensor) -> None:
+    channels = x.shape[1] if x.ndim > 1 else 0
+    if tensor.shape != (channels,):
+        msg = (
+            f"{where()}: {name} should contain {channels} elements, the channels of the input of "
+            f"shape {tuple(x.shape)}, not {tensor.numel()}. Set num_features={channels}, or check "
+            "the layer before."
+        )
+        raise InputError(msg)
+    if tensor.device != x.device:
+        msg = (
+            f"{where()}: expected {name} on the device of the input, {x.device}, got "
+            f"{tensor.device}. Move the model or the input with .to(...)."
+        )
+        raise InputError(msg)
+    if not _dtypes_fit(x.dtype, tensor.dtype):
+        msg = (
+            f"{where()}: expected {name} of dtype {x.dtype}, the input's, got {tensor.dtype}. "
+            f"Convert one of them, e.g. input.to({tensor.dtype})."
+        )
+        raise InputError(msg)
+
+
+def _dtypes_fit(x: torch.dtype, tensor: torch.dtype) -> bool:
+    if x == tensor or x.to_real() == tensor:
+        return True
+    # statistics stay in float32 for 16-bit input, and weights may
+    return tensor == torch.float32 and x in _HALF

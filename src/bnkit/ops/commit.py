@@ -1,0 +1,122 @@
+"""Averaging batch statistics into buffers, in place, under every transform of torch."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+
+from bnkit.core import Moments, merge
+
+NonFinitePolicy = Literal["skip", "propagate", "raise"]
+
+
+class StatisticsBuffers(NamedTuple):
+    """The tensors that a commit changes; None where a layer has no such buffer.
+
+    Attributes:
+        running_mean: Shape `(c,)`.
+        running_var: Shape `(c,)`.
+        num_batches_tracked: Batches averaged so far.
+        nonfinite_batches: Batches left out because they held NaN or infinity.
+    """
+
+    running_mean: Float[Tensor, " c"] | None
+    running_var: Float[Tensor, " c"] | None
+    num_batches_tracked: Int[Tensor, ""] | None = None
+    nonfinite_batches: Int[Tensor, ""] | None = None
+
+
+def commit_statistics(
+    buffers: StatisticsBuffers,
+    batch: Moments,
+    ema_weight: float | None,
+    nonfinite: NonFinitePolicy = "skip",
+) -> None:
+    """Average a batch into the running statistics, as `bnkit.core.update_running` does.
+
+    The variance is stored with Bessel's correction. `ema_weight=None` weighs batch number t with
+    1 / t, read from the counter on its device: no synchronisation, no graph break. It works
+    inside `torch.func` transforms, where a plain in-place update is refused; under `vmap` the
+    moments of all slices are merged and make one update.
+
+    Args:
+        buffers: Changed in place.
+        batch: Moments of the batch.
+        ema_weight: Weight of the new batch; None = cumulative average, which needs the counter.
+        nonfinite: With `"propagate"` NaN and infinity enter the statistics; otherwise such a
+            batch changes nothing but `nonfinite_batches`.
+    """
+    tensors = [b for b in buffers if b is not None]
+    if not tensors:
+        return
+    present = tuple(b is not None for b in buffers)
+    options = (ema_weight, nonfinite, present)
+    _Commit.apply(batch.mean.detach(), batch.m2.detach(), batch.count, options, *tensors)
+
+
+class _Commit(Function):
+    """An in-place update that transforms see as a function of constants."""
+
+    @staticmethod
+    def forward(mean: Tensor, m2: Tensor, count: int, options: tuple, *tensors: Tensor) -> Tensor:
+        _update(Moments(count, mean, m2), options, tensors)
+        return mean.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+        ctx.inputs = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:  # noqa: ARG004  the form torch asks for
+        return (None,) * ctx.inputs
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:  # noqa: ARG004
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, None]:
+        mean, m2, count, options, *tensors = inputs
+        mean, m2 = (
+            _to_front(v, d, info.batch_size) for v, d in zip((mean, m2), in_dims[:2], strict=True)
+        )
+        whole = Moments(count, mean[0], m2[0])
+        for i in range(1, info.batch_size):
+            whole = merge(whole, Moments(count, mean[i], m2[i]))
+        out = _Commit.apply(whole.mean, whole.m2, whole.count, options, *tensors)
+        return out, None
+
+
+def _to_front(v: Tensor, dim: int | None, size: int) -> Tensor:
+    return v.expand(size, *v.shape) if dim is None else v.movedim(dim, 0)
+
+
+def _update(batch: Moments, options: tuple, tensors: tuple[Tensor, ...]) -> None:
+    ema_weight, nonfinite, present = options
+    given = iter(tensors)
+    buffers = StatisticsBuffers(*(next(given) if p else None for p in present))
+    var = batch.var(correction=1)
+    ok = None
+    if nonfinite != "propagate":
+        ok = torch.isfinite(batch.mean).all() & torch.isfinite(var).all()
+        if buffers.nonfinite_batches is not None:
+            buffers.nonfinite_batches.add_(~ok)
+    if buffers.num_batches_tracked is not None:
+        buffers.num_batches_tracked.add_(1 if ok is None else ok)
+    factor = _factor(buffers, ema_weight)
+    for running, new in ((buffers.running_mean, batch.mean), (buffers.running_var, var)):
+        if running is not None:
+            blended = running + factor * (new.to(running.dtype) - running)
+            running.copy_(blended if ok is None else torch.where(ok, blended, running))
+
+
+def _factor(buffers: StatisticsBuffers, ema_weight: float | None) -> Any:
+    if ema_weight is not None:
+        return ema_weight
+    if buffers.num_batches_tracked is None:
+        return 0.0
+    # a first batch that was left out has not been counted
+    return 1.0 / buffers.num_batches_tracked.clamp(min=1)
