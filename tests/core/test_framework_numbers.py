@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "frameworks"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
 
 
-def preset_name(name: str, case: dict) -> str:
+def preset_name(case: dict) -> str:
     fused = "fused" if case["resolved"]["fused"] else "unfused"
     if case["framework"] == "tensorflow":
         if case["version"].startswith("2"):
@@ -26,9 +26,9 @@ def preset_name(name: str, case: dict) -> str:
     return "keras3" if case["framework"] == "keras" else case["framework"]
 
 
-def spec_of(name: str, case: dict):
+def spec_of(case: dict):
     """The preset, with the arguments of the layer; what the preset claims is not overridden."""
-    spec = preset(preset_name(name, case)).spec
+    spec = preset(preset_name(case)).spec
     keep, rule = case["resolved"]["keep"], case["resolved"]["rule"]
     spec = replace(spec, eps=case["resolved"]["epsilon"])
     spec = replace(spec, ema_weight=None if rule == "cumulative" else 1 - keep)
@@ -48,7 +48,7 @@ class Layer:
     def __init__(self, name: str):
         self.case = CASES[name]
         self.z = np.load(GOLDEN / f"{name}.npz")
-        self.spec = spec_of(name, self.case)
+        self.spec = spec_of(self.case)
         axis = self.case["resolved"]["axis"]
         self.axis = tuple(axis) if len(axis) > 1 else axis[0]
         shape = self.z["x"].shape
@@ -62,8 +62,14 @@ class Layer:
         rule, keep = self.case["resolved"]["rule"], self.case["resolved"]["keep"]
         scalar = {
             k: float(self.z[f"{when}_{k}"].reshape(()))
-            for k in ("counter", "mean_counter", "moving_mean_local_step", "statistics_factor",
-                      "num_batches_tracked", "first_time")
+            for k in (
+                "counter",
+                "mean_counter",
+                "moving_mean_local_step",
+                "statistics_factor",
+                "num_batches_tracked",
+                "first_time",
+            )
             if f"{when}_{k}" in self.z.files
         }
         if rule == "haiku":
@@ -106,7 +112,9 @@ def test_inference(name):
     assert relative_error(y, layer.z["y_eval"]) < FRAMEWORK
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(CASES) if "train_y" in np.load(GOLDEN / f"{n}.npz")])
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(CASES) if "train_y" in np.load(GOLDEN / f"{n}.npz")]
+)
 def test_training_step(name):
     layer = Layer(name)
     got = batch_norm_train(
@@ -137,11 +145,23 @@ def test_training_step(name):
 
 
 def test_every_framework_preset_is_covered():
-    covered = {preset_name(n, c) for n, c in CASES.items()}
+    covered = {preset_name(c) for c in CASES.values()}
     # Caffe and MXNet's operator form, CoreML and old Keras have no file to check against
     assert covered >= {
-        "torch", "keras3", "flax", "haiku", "equinox-ema", "equinox-batch", "onnx", "paddle",
-        "mxnet", "caffe", "contrib", "tf-layers-fused", "tf-layers-unfused", "tf-keras2-fused",
+        "torch",
+        "keras3",
+        "flax",
+        "haiku",
+        "equinox-ema",
+        "equinox-batch",
+        "onnx",
+        "paddle",
+        "mxnet",
+        "caffe",
+        "contrib",
+        "tf-layers-fused",
+        "tf-layers-unfused",
+        "tf-keras2-fused",
         "tf-keras2-unfused",
     }
 

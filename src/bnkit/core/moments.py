@@ -34,8 +34,15 @@ class Moments(NamedTuple):
         return Moments(0, zero, _real(zero))
 
     def var(self, correction: float = 0) -> Array:
-        """Variance `m2 / (count - correction)`; `correction=1` is Bessel's."""
-        return self.m2 / (self.count - correction)
+        """Variance `m2 / (count - correction)`; `correction=1` is Bessel's.
+
+        Args:
+            correction: Subtracted from the count.
+
+        Returns:
+            The variance; that of no values at all, without correction, is 0.
+        """
+        return self.m2 / (self.count - correction if correction else _nonzero(self.count))
 
 
 def moments(
@@ -174,8 +181,9 @@ def _two_pass(
     left = accumulate(xp, weigh(deviation), axes) / count
     m2 = accumulate(xp, weigh(inner(xp, deviation, deviation)), axes)
     m2 = m2 - inner(xp, left, left) * count
-    # where, not maximum: a NaN must stay a NaN
-    return mean + left, xp.where(m2 < 0, xp.zeros_like(m2), m2)
+    # an infinite mean has no remainder; where, not maximum: a NaN must stay a NaN
+    mean = mean + xp.where(xp.isfinite(left), left, xp.zeros_like(left))
+    return mean, xp.where(m2 < 0, xp.zeros_like(m2), m2)
 
 
 def _nonzero(count: Any) -> Any:

@@ -53,7 +53,11 @@ def commit_statistics(
         return
     present = tuple(b is not None for b in buffers)
     options = (ema_weight, nonfinite, present)
-    _Commit.apply(batch.mean.detach(), batch.m2.detach(), batch.count, options, *tensors)
+    mean, m2 = batch.mean.detach(), batch.m2.detach()
+    if torch.compiler.is_compiling():
+        _update(Moments(batch.count, mean, m2), options, tuple(tensors))
+    else:
+        _Commit.apply(mean, m2, batch.count, options, *tensors)
 
 
 class _Commit(Function):
