@@ -21,7 +21,7 @@ _PUBLIC = {
     "preset": "bnkit.core.presets",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from bnkit import core as core

@@ -1,7 +1,7 @@
 """What each framework means by batch normalization, as data.
 
 Every fact was measured on, or read in the source of, the version named; `note` says what the
-specification alone does not show. `docs/specs.md` prints this table with its sources.
+specification alone does not show. `docs/specifications.md` prints all of it.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ class Preset:
         spec: What it computes.
         argument: Its name and default for the averaging constant, and which batch it weighs.
         names: Its names of weight, bias, running mean and running variance.
+        source: Where it can be read, and whether it was run.
         note: What else a user must know.
     """
 
@@ -31,6 +32,7 @@ class Preset:
     spec: BatchNormSpec
     argument: str
     names: tuple[str, str, str, str]
+    source: str
     note: str = ""
 
 
@@ -159,6 +161,7 @@ COREML = BatchNormSpec(
 _ALL = (
     Preset(
         key="bnkit",
+        source="this repository, `src/bnkit`",
         title="bnkit.nn.BatchNorm1d/2d/3d",
         version="this one",
         spec=BNKIT,
@@ -168,6 +171,7 @@ _ALL = (
     ),
     Preset(
         key="torch",
+        source="`torch/nn/modules/batchnorm.py`; run",
         title="torch.nn.BatchNorm1d/2d/3d",
         version="2.13.0",
         spec=TORCH,
@@ -177,6 +181,7 @@ _ALL = (
     ),
     Preset(
         key="tf-layers-fused",
+        source="`tensorflow/core/kernels/fused_batch_norm_op.cc`; run",
         title="tf.layers.batch_normalization, 4-D",
         version="1.14, 1.15",
         spec=TF_LAYERS_FUSED,
@@ -186,6 +191,7 @@ _ALL = (
     ),
     Preset(
         key="tf-layers-unfused",
+        source="`tensorflow/python/keras/layers/normalization.py`; run",
         title="tf.layers.batch_normalization, not 4-D or fused=False",
         version="1.14, 1.15",
         spec=TF_LAYERS_UNFUSED,
@@ -195,6 +201,7 @@ _ALL = (
     ),
     Preset(
         key="contrib",
+        source="`tensorflow/contrib/layers/python/layers/layers.py`; run",
         title="tf.contrib.layers.batch_norm, slim",
         version="1.15",
         spec=CONTRIB,
@@ -207,6 +214,7 @@ _ALL = (
     ),
     Preset(
         key="tf-keras2-fused",
+        source="`tf_keras/layers/normalization/batch_normalization.py`; run",
         title="tf.keras 2 BatchNormalization, 4-D and 5-D",
         version="2.21 (tf_keras)",
         spec=TF_KERAS2_FUSED,
@@ -216,6 +224,7 @@ _ALL = (
     ),
     Preset(
         key="tf-keras2-unfused",
+        source="`tf_keras/layers/normalization/batch_normalization.py`; run",
         title="tf.keras 2 BatchNormalization, 2-D and 3-D",
         version="2.21 (tf_keras)",
         spec=TF_KERAS2_UNFUSED,
@@ -224,6 +233,7 @@ _ALL = (
     ),
     Preset(
         key="keras2.3-dense",
+        source="`keras/layers/normalization.py`; run on TensorFlow 1.14",
         title="multi-backend Keras 2.3 BatchNormalization, 2-D",
         version="2.3.1",
         spec=KERAS2_3_DENSE,
@@ -233,6 +243,7 @@ _ALL = (
     ),
     Preset(
         key="keras2.3-conv",
+        source="`keras/layers/normalization.py`; run on TensorFlow 1.14",
         title="multi-backend Keras 2.3 BatchNormalization, 4-D",
         version="2.3.1",
         spec=KERAS2_3_CONV,
@@ -242,6 +253,7 @@ _ALL = (
     ),
     Preset(
         key="keras3",
+        source="`keras/src/layers/normalization/batch_normalization.py`; run",
         title="keras.layers.BatchNormalization",
         version="3.15.1",
         spec=KERAS3,
@@ -251,6 +263,7 @@ _ALL = (
     ),
     Preset(
         key="flax",
+        source="`flax/linen/normalization.py`, `flax/nnx/nn/normalization.py`; run",
         title="flax.linen.BatchNorm, flax.nnx.BatchNorm",
         version="0.12.8",
         spec=FLAX,
@@ -260,6 +273,7 @@ _ALL = (
     ),
     Preset(
         key="equinox-ema",
+        source="`equinox/nn/_batch_norm.py`; run",
         title='equinox.nn.BatchNorm(mode="ema")',
         version="0.13.8",
         spec=EQUINOX_EMA,
@@ -269,6 +283,7 @@ _ALL = (
     ),
     Preset(
         key="equinox-batch",
+        source="`equinox/nn/_batch_norm.py`; run",
         title='equinox.nn.BatchNorm(mode="batch")',
         version="0.13.8",
         spec=EQUINOX_BATCH,
@@ -278,6 +293,7 @@ _ALL = (
     ),
     Preset(
         key="haiku",
+        source="`haiku/_src/batch_norm.py`; run",
         title="haiku.BatchNorm",
         version="0.0.17",
         spec=HAIKU,
@@ -287,6 +303,7 @@ _ALL = (
     ),
     Preset(
         key="onnx",
+        source="`onnx/docs/Changelog.md`, BatchNormalization; run in ONNX Runtime",
         title="ONNX BatchNormalization, opset 7 to 15",
         version="1.23.2, ORT 1.31.1",
         spec=ONNX,
@@ -296,6 +313,7 @@ _ALL = (
     ),
     Preset(
         key="paddle",
+        source="`paddle/phi/kernels/cpu/batch_norm_kernel.cc`; run",
         title="paddle.nn.BatchNorm1D/2D/3D, CPU",
         version="3.3.1",
         spec=PADDLE,
@@ -305,6 +323,7 @@ _ALL = (
     ),
     Preset(
         key="mxnet",
+        source="`src/operator/nn/batch_norm.cc`; run",
         title="mxnet.gluon.nn.BatchNorm, CPU",
         version="1.9.1",
         spec=MXNET,
@@ -314,6 +333,7 @@ _ALL = (
     ),
     Preset(
         key="mxnet-op",
+        source="`src/operator/nn/batch_norm.cc`; run",
         title="mxnet.sym.BatchNorm, CPU",
         version="1.9.1",
         spec=MXNET_OP,
@@ -323,6 +343,7 @@ _ALL = (
     ),
     Preset(
         key="caffe",
+        source="`src/caffe/layers/batch_norm_layer.cpp`; read, not run",
         title="Caffe BatchNorm (scale and shift live in a Scale layer)",
         version="BVLC master (source)",
         spec=CAFFE,
@@ -332,6 +353,7 @@ _ALL = (
     ),
     Preset(
         key="coreml",
+        source="`coremltools` MIL operator batch_norm; read, not run",
         title="CoreML MIL batch_norm",
         version="coremltools 9.0 (source)",
         spec=COREML,

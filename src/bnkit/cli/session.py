@@ -1,0 +1,107 @@
+"""What the commands that run experiments have in common: folder, parts, interruption, files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnkit.cli.console import Language, language, out
+from bnkit.cli.display import Display
+
+if TYPE_CHECKING:
+    from bnkit.lab.progress import Progress
+    from bnkit.lab.record import Results
+    from bnkit.lab.store import Parts
+
+WORDS: dict[Language, dict[str, str]] = {
+    "en": {
+        "page": "Page",
+        "figures": "Figures",
+        "numbers": "Numbers",
+        "reused": "{n} finished parts of an earlier run were taken over (--fresh runs them again).",
+    },
+    "zh": {
+        "page": "页面",
+        "figures": "图片",
+        "numbers": "数据",
+        "reused": "沿用了上次运行已完成的 {n} 个部分 (--fresh 可重新运行).",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The options that every experiment command takes.
+
+    Attributes:
+        out: Folder of the results.
+        fresh: Do not take over finished parts.
+        quiet: Print nothing but errors.
+        lang: Language of what is printed; None takes that of the locale.
+    """
+
+    out: Path
+    fresh: bool
+    quiet: bool
+    lang: Language | None
+
+    def run(
+        self,
+        stages: tuple[str, ...],
+        experiment: "Callable[[], Callable[[Parts, Progress], Results]]",
+    ) -> None:
+        """Check the folder, run the experiment, write its files, say where they are.
+
+        Args:
+            stages: Names of the stages that the experiment reports.
+            experiment: Imports what is heavy and returns the function that runs it.
+
+        Raises:
+            KeyboardInterrupt: The user stopped it; the message says what is kept.
+        """
+        from bnkit.lab.store import Parts, prepare_folder
+
+        lang = language(self.lang)
+        prepare_folder(self.out)
+        parts = Parts(prepare_folder(self.out / "parts"), fresh=self.fresh)
+        try:
+            with Display(("load", *stages, "write"), lang, quiet=self.quiet) as display:
+                with display.stage("load"):
+                    run = experiment()
+                results = run(parts, display)
+                with display.stage("write"):
+                    figures = _write(results, self.out)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._what_is_kept()) from None
+        if not self.quiet:
+            self._tell(results, figures, parts, lang)
+
+    def _what_is_kept(self) -> str:
+        folder = self.out / "parts"
+        kept = len(list(folder.glob("*.json")))
+        again = "Run the same command" + (" without --fresh" if self.fresh else "")
+        return f"Stopped. {kept} finished parts are kept in {folder}. {again} to continue."
+
+    def _tell(
+        self, results: "Results", figures: list[Path], parts: "Parts", lang: Language
+    ) -> None:
+        words, console = WORDS[lang], out()
+        for finding in results.findings:
+            console.print(f"* {getattr(finding.text, lang)}")
+        console.print()
+        if parts.reused:
+            console.print(words["reused"].format(n=parts.reused))
+        console.print(f"{words['page']}: {self.out / 'report.html'}")
+        console.print(f"{words['figures']}: {', '.join(str(path) for path in figures)}")
+        console.print(f"{words['numbers']}: {self.out / 'results.json'}")
+
+
+def _write(results: "Results", folder: Path) -> list[Path]:
+    from bnkit.lab.store import write_json
+    from bnkit.report import write_page
+    from bnkit.viz import save_figures
+
+    document = results.to_dict()
+    write_json(document, folder / "results.json")
+    write_page(document, folder / "report.html")
+    return save_figures(document, folder)

@@ -1,0 +1,27 @@
+"""The experiments that can be run by name."""
+
+from dataclasses import dataclass
+
+from bnkit.lab.plain import Record
+from bnkit.lab.record import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment(Record):
+    """One experiment of the catalogue."""
+
+    id: str
+    question: Text
+
+
+EXPERIMENTS = (
+    Experiment(
+        "mofan",
+        Text(
+            "Mofan's tutorial, exactly: do relu networks without batch norm die, do tanh networks "
+            "saturate, and is it batch norm or the initialization?",
+            "完全照莫烦的教程: 没有批归一化时 relu 网络会死亡吗, tanh 网络会饱和吗? "
+            "起作用的是批归一化还是初始化?",
+        ),
+    ),
+)

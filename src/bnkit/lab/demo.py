@@ -1,0 +1,113 @@
+"""The first run: mofan, the twins and the modes in one result."""
+
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from bnkit import __version__
+from bnkit.lab.ablation import Profile
+from bnkit.lab.findings import mode_finding, mofan_finding, twins_finding
+from bnkit.lab.mofan import run_mofan
+from bnkit.lab.network import MofanConfig
+from bnkit.lab.progress import Progress, silent
+from bnkit.lab.record import DEMO_SCHEMA, MOFAN_SCHEMA, Finding, Mofan, Results, Twins
+from bnkit.lab.store import Parts
+from bnkit.lab.study import run_twins
+from bnkit.lab.twins import TwinConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """What the demo runs.
+
+    Attributes:
+        mofan: The tutorial's experiment.
+        twins: The convolutional twins.
+        profile: Size of the ablation.
+    """
+
+    mofan: MofanConfig = field(default_factory=MofanConfig)
+    twins: TwinConfig = field(default_factory=TwinConfig)
+    profile: Profile = "quick"
+
+    @staticmethod
+    def from_seed(seed: int) -> "DemoConfig":
+        """The demo whose random numbers start from `seed`; the data and its split stay."""
+        twins = TwinConfig(seeds=(seed, seed + 1, seed + 2), sweep_seed=seed + 1000)
+        return DemoConfig(mofan=MofanConfig(seed=seed), twins=twins)
+
+
+def run_demo(
+    config: DemoConfig | None = None,
+    *,
+    parts: Parts | None = None,
+    progress: Progress = silent,
+) -> Results:
+    """Run everything the first page shows.
+
+    Args:
+        config: What to run; None takes the defaults.
+        parts: Where finished parts are kept; None keeps nothing.
+        progress: Told how far the work is, in the stages "mofan", "twins" and "ablation".
+
+    Returns:
+        The results; the same for the same configuration but for `created` and `seconds`.
+    """
+    config = DemoConfig() if config is None else config
+    parts = Parts() if parts is None else parts
+    mofan = run_mofan(config.mofan, profile=config.profile, parts=parts, progress=progress)
+    twins = run_twins(config.twins, parts=parts, progress=progress)
+    findings = (mofan_finding(mofan), twins_finding(twins), mode_finding(twins))
+    return _results(DEMO_SCHEMA, findings, mofan, twins, seconds=parts.seconds)
+
+
+def run_mofan_alone(
+    config: MofanConfig | None = None,
+    *,
+    profile: Profile = "quick",
+    parts: Parts | None = None,
+    progress: Progress = silent,
+) -> Results:
+    """Run the tutorial's experiment by itself.
+
+    Args:
+        config: The numbers of the tutorial; None takes its own.
+        profile: Size of the ablation.
+        parts: Where finished parts are kept; None keeps nothing.
+        progress: Told how far the work is, in the stages "mofan" and "ablation".
+
+    Returns:
+        The results, without twins.
+    """
+    parts = Parts() if parts is None else parts
+    mofan = run_mofan(config, profile=profile, parts=parts, progress=progress)
+    return _results(MOFAN_SCHEMA, (mofan_finding(mofan),), mofan, None, seconds=parts.seconds)
+
+
+def _results(
+    schema: str,
+    findings: tuple[Finding, ...],
+    mofan: Mofan,
+    twins: Twins | None,
+    *,
+    seconds: float,
+) -> Results:
+    return Results(
+        schema=schema,
+        bnkit=__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=round(seconds, 1),
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+            "threads": 1,
+        },
+        findings=findings,
+        mofan=mofan,
+        twins=twins,
+    )

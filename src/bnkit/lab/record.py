@@ -1,0 +1,253 @@
+"""The frozen results of the lab; `to_dict()` of the outermost one is `results.json`.
+
+Every number is finite or None. A share lies in [0, 1]. Text is in English and Chinese.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bnkit.lab.plain import Record, to_plain
+
+Verdict = Literal["reproduced", "direction only", "not reproduced", "contradicted", "artefact"]
+State = Literal["finite", "inf", "nan"]
+
+DEMO_SCHEMA = "bnkit.demo/1"
+MOFAN_SCHEMA = "bnkit.lab.mofan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Record):
+    """One sentence in two languages."""
+
+    en: str
+    zh: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord(Record):
+    """One layer at one step: the histogram of its values and what the histogram hides.
+
+    Attributes:
+        step: Training step before which it was recorded.
+        counts: Finite entries in each bin of the window.
+        entries: Samples times units.
+        nan: Entries that are NaN.
+        posinf: Entries that are +infinity.
+        neginf: Entries that are -infinity.
+        outside: Share of all entries that are finite and outside the window.
+        nonfinite: Share of all entries that are NaN or infinite.
+        zero: Share of the finite entries that are exactly 0; None without finite entries.
+        saturated: Share of the finite entries with abs(a) > 0.99; tanh only.
+        dead: Share of the units that are exactly 0 for every sample; relu hidden layers only.
+        zero_if_nan_is_zero: Share of all entries that are 0 when NaN is read as 0, which is what
+            TensorFlow's fused relu makes of it; relu only.
+        mean: Mean of the finite entries.
+        sd: Standard deviation (divisor n) of the finite entries.
+    """
+
+    step: int
+    counts: tuple[int, ...]
+    entries: int
+    nan: int
+    posinf: int
+    neginf: int
+    outside: float
+    nonfinite: float
+    zero: float | None
+    saturated: float | None
+    dead: float | None
+    zero_if_nan_is_zero: float | None
+    mean: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerHistory(Record):
+    """One layer over the recorded steps; layer 0 is the input of the network."""
+
+    layer: int
+    edges: tuple[float, ...]
+    records: tuple[LayerRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CostCurve(Record):
+    """The cost after some steps; None where it is not finite, and `state` says how."""
+
+    steps: tuple[int, ...]
+    values: tuple[float | None, ...]
+    state: tuple[State, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MofanRun(Record):
+    """One of the four networks of the tutorial."""
+
+    activation: Literal["relu", "tanh"]
+    batch_norm: bool
+    cost: CostCurve
+    layers: tuple[LayerHistory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference(Record):
+    """Costs to compare with, measured on the data of the tutorial."""
+
+    best_constant: float
+    predict_zero: float
+    noise_variance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Record):
+    """A sentence of the tutorial, what was measured, and the verdict from the numbers."""
+
+    id: str
+    quote: str
+    claim: Text
+    measured: Text
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class AblationCell(Record):
+    """Final cost at one learning rate; `median` is None when most runs are not finite."""
+
+    lr: float
+    median: float | None
+    nonfinite: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class AblationRow(Record):
+    """One network over the learning rates."""
+
+    activation: str
+    init: str
+    batch_norm: bool
+    cells: tuple[AblationCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation(Record):
+    """Is it batch norm, or only the initialization?"""
+
+    seeds: int
+    lrs: tuple[float, ...]
+    rows: tuple[AblationRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mofan(Record):
+    """The experiment of the tutorial."""
+
+    config: dict[str, Any]
+    record_steps: tuple[int, ...]
+    reference: Reference
+    runs: tuple[MofanRun, ...]
+    claims: tuple[Claim, ...]
+    ablation: Ablation | None
+
+
+@dataclass(frozen=True, slots=True)
+class TwinRun(Record):
+    """One training of one twin; a loss that is not finite is None."""
+
+    seed: int
+    lr: float
+    steps: tuple[int, ...]
+    train_loss: tuple[float | None, ...]
+    val_accuracy: tuple[float, ...]
+    test_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint(Record):
+    """Validation accuracy that one learning rate reached in the search for the best one."""
+
+    lr: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arm(Record):
+    """A twin: its runs over the seeds, and how its learning rate was chosen."""
+
+    id: Literal["bn", "plain"]
+    name: Text
+    lr: float
+    sweep: tuple[SweepPoint, ...]
+    runs: tuple[TwinRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRow(Record):
+    """Test accuracy of the same trained networks, judged in one way; sd has divisor n - 1."""
+
+    id: str
+    name: Text
+    accuracy: float
+    sd: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mode(Record):
+    """The ways of judging, side by side."""
+
+    rows: tuple[ModeRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGap(Record):
+    """Running against population statistics of one layer, over its channels and the seeds.
+
+    Attributes:
+        name: Qualified name of the layer.
+        distance_mean_z: Largest `|running_mean - mean| / sd` over the channels.
+        ratio_var: Median of `running_var / var` over the channels.
+    """
+
+    name: str
+    distance_mean_z: float
+    ratio_var: float
+
+
+@dataclass(frozen=True, slots=True)
+class Twins(Record):
+    """The same convolutional network with and without batch norm, on real digits."""
+
+    config: dict[str, Any]
+    arms: tuple[Arm, ...]
+    mode: Mode
+    layers: tuple[LayerGap, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding(Record):
+    """What one experiment showed, in one sentence."""
+
+    id: Literal["mofan", "twins", "mode"]
+    text: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Everything one command measured; `twins` is None for `bnkit lab mofan`."""
+
+    schema: str
+    bnkit: str
+    created: str
+    seconds: float
+    environment: dict[str, Any]
+    findings: tuple[Finding, ...]
+    mofan: Mofan
+    twins: Twins | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `results.json`; without the key `twins` where there are none."""
+        document = to_plain(self)
+        if self.twins is None:
+            del document["twins"]
+        return document
