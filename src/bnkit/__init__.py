@@ -18,7 +18,7 @@ _PUBLIC = {
     "functional": "bnkit.functional",
     "lab": "bnkit.lab",
     "nn": "bnkit.nn",
-    "preset": "bnkit.core.presets",
+    "preset": "bnkit.core.frameworks",
 }
 
 __all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from bnkit import lab as lab
     from bnkit import nn as nn
     from bnkit.core.errors import BatchNormError as BatchNormError
+    from bnkit.core.frameworks import preset as preset
     from bnkit.core.moments import Moments as Moments
-    from bnkit.core.presets import preset as preset
     from bnkit.core.running import RunningStats as RunningStats
     from bnkit.core.spec import BatchNormSpec as BatchNormSpec
 

@@ -7,6 +7,7 @@ State goes in and comes out; nothing is changed in place. Layouts `(N, C)`, `(N,
 import warnings
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float
 
@@ -21,6 +22,7 @@ from bnkit.core import (
     Normalized,
     RunningStats,
     SpecError,
+    at_least_one_value,
     blended_backward,
     initial_running,
     invstd,
@@ -77,6 +79,8 @@ class _Call(NamedTuple):
         return self.xp.reshape(statistic, tuple(kept))
 
 
+# NaN and infinity are reported in words, not by NumPy's warnings
+@np.errstate(invalid="ignore", over="ignore")
 def batch_norm_train(
     x: Float[Array, "..."],
     weight: Float[Array, "*c"] | None = None,
@@ -132,6 +136,8 @@ def batch_norm_train(
     weight = None if spec.weight_fixed else weight
     state = _state(call, state)
     batch = moments(call.x, call.axes, sample_weights, xp=call.xp)
+    if sample_weights is not None:
+        call = call._replace(x=_without_hidden_nan(call, sample_weights))
     if isinstance(batch.count, int) and batch.count == 1:
         if spec.single_value == "identity":
             return _identity(call, x, state)
@@ -141,7 +147,8 @@ def batch_norm_train(
     s = invstd(call.xp, call.spread(var), spec.effective_eps)
     y = normalize(call.x, call.spread(mean), s if weight is None else s * weight, bias)
     xhat = normalize(call.x, call.spread(mean), s)
-    count = max(batch.count, 1) if isinstance(batch.count, int) else call.spread(batch.count)
+    count = at_least_one_value(batch.count)
+    count = count if isinstance(count, int) else call.spread(count)
     at = Normalized(xhat, s, weight, call.axes, count, sample_weights)
     batch_xhat = xhat if share == 1.0 else normalize(call.x, call.spread(batch.mean), s)
     saved = Saved(at, batch_xhat, share, x.dtype, not spec.weight_fixed)
@@ -190,6 +197,7 @@ def batch_norm_eval(
     return call.xp.astype(normalize(call.x, call.spread(mean), scale, bias), x.dtype)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def batch_norm_backward(grad_y: Float[Array, "..."], saved: Saved) -> Gradients:
     """Gradients of `batch_norm_train`, by equations 6, 7 and 8 of the theory page.
 
@@ -265,6 +273,13 @@ def _next_state(
         raise NonFiniteError(message)
     warnings.warn(message, NonFiniteWarning, stacklevel=3)
     return state
+
+
+def _without_hidden_nan(call: _Call, sample_weights: Array) -> Array:
+    """NaN where nothing is would reach the gradients by way of 0 * NaN."""
+    xp = call.xp
+    hidden = xp.broadcast_to(sample_weights == 0, call.x.shape) & ~xp.isfinite(call.x)
+    return xp.where(hidden, xp.zeros_like(call.x), call.x)
 
 
 def _finite(xp: Any, batch: Moments) -> bool:

@@ -87,7 +87,8 @@ def test_mofan_writes_a_page_figures_and_numbers_and_says_where(small, tmp_path,
     assert kept == []
 
 
-def test_a_second_run_takes_over_what_is_finished(small, tmp_path, capsys):
+def test_a_second_run_takes_over_what_is_finished(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bnkit.viz.save_figures", lambda *_: [])  # seconds, and not the subject
     arguments = ["lab", "mofan", "--out", str(tmp_path), "--lang", "zh"]
     assert main(arguments) == 0
     first = capsys.readouterr().out
@@ -173,7 +174,7 @@ def test_interruption_says_what_is_kept_and_how_to_go_on(extra, advice, raising,
     assert main(["lab", "mofan", "--out", str(tmp_path), *extra]) == 130
     said = capsys.readouterr().err
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"bnkit: Stopped. 1 finished parts are kept in {tmp_path / 'parts'}.")
+    assert last.startswith(f"bnkit: Stopped. Finished parts (1) are kept in {tmp_path / 'parts'}.")
     assert advice in last
     assert "Traceback" not in said
 

@@ -70,7 +70,7 @@ def test_ctrl_c_in_the_middle_ends_with_130_and_whole_files_only(tmp_path: Path)
     last = err.strip().splitlines()[-1]
     kept = list(parts.iterdir())
     assert last == (
-        f"bnkit: Stopped. {len(kept)} finished parts are kept in {parts}. "
+        f"bnkit: Stopped. Finished parts ({len(kept)}) are kept in {parts}. "
         "Run the same command to continue."
     )
     assert "Traceback" not in err

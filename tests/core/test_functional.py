@@ -132,6 +132,34 @@ def test_masked_statistics_equal_those_of_the_unpadded_values():
     np.testing.assert_allclose(kept, plain.y)
 
 
+def test_a_channel_masked_whole_is_left_alone():
+    mask = np.ones((4, 3, 5))
+    mask[:, 1] = 0
+    got = batch_norm_train(X, state=STATE, sample_weights=mask)
+    assert got.state.mean[1] == STATE.mean[1]
+    assert got.state.var[1] == STATE.var[1]
+    assert np.isfinite(got.y).all()
+    others = batch_norm_train(X, state=STATE).state
+    np.testing.assert_allclose(got.state.var[[0, 2]], others.var[[0, 2]])
+    grads = batch_norm_backward(X, got.saved)
+    assert np.isfinite(grads.x).all()
+    averaged = batch_norm_train(
+        X, state=STATE, sample_weights=mask, spec=replace(BNKIT, masked_whole="zero")
+    )
+    np.testing.assert_allclose(averaged.state.var[1], 0.9 * STATE.var[1])
+
+
+def test_nan_behind_the_mask_is_not_there():
+    mask = np.ones((4, 1, 5))
+    mask[:, :, 3:] = 0
+    padded = np.where(mask == 0, np.nan, X)
+    got = batch_norm_train(padded, state=STATE, sample_weights=mask)
+    plain = batch_norm_train(X[:, :, :3], state=STATE)
+    np.testing.assert_allclose(got.state.var, plain.state.var)
+    grads = batch_norm_backward(X * mask, got.saved)
+    np.testing.assert_allclose(grads.x[:, :, :3], batch_norm_backward(X[:, :, :3], plain.saved).x)
+
+
 def test_masked_gradients_equal_those_of_the_unpadded_values():
     lengths = [5, 2, 3, 4]
     mask = (np.arange(5)[None, None, :] < np.array(lengths)[:, None, None]).astype(float)

@@ -212,10 +212,7 @@ def test_empty_batch_destroys_the_statistics(mode):
 
 
 @each_mode
-def test_inference_before_the_first_batch(mode, request):
-    if mode == "ema":
-        reason = "Equinox starts from a variance of 0, the preset from 1"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_inference_before_the_first_batch(mode):
     batch = make_batch((16, 5), 1)
     y = batch_norm_eval(batch.x, batch.weight, batch.bias, None, PRESETS[mode])
     assert relative_error(y, Run(batch, mode).infer(batch.x)) < FRAMEWORK

@@ -62,8 +62,8 @@ def test_batch_norm_at_the_tutorials_rate_over_seeds(activation, low, high):
 def test_rows_and_cells():
     seen = []
 
-    def progress(stage, done, total, note=""):
-        seen.append((stage, done, total))
+    def progress(*event):
+        seen.append(event[:3])
 
     parts = Parts()
     ablation = run_ablation(SHORT, profile="quick", parts=parts, progress=progress)

@@ -81,7 +81,7 @@ def test_document_of_mofan_alone():
 def test_an_interrupted_demo_leaves_whole_parts_and_goes_on_to_the_same_result(
     uninterrupted, tmp_path
 ):
-    def interrupt(stage, done, total, note=""):
+    def interrupt(stage, done, *_):
         if stage == "twins" and done > 70:
             raise KeyboardInterrupt
 
@@ -110,7 +110,7 @@ def test_seconds_count_the_parts_that_were_computed_earlier(tmp_path):
 def test_progress_never_goes_back_and_every_stage_ends(tmp_path):
     seen = {}
 
-    def progress(stage, done, total, note=""):
+    def progress(stage, done, total, *_):
         assert done >= seen.get(stage, (0, 0))[0]
         seen[stage] = (done, total)
 

@@ -171,5 +171,5 @@ def test_threads_of_torch_are_put_back():
 
 
 def test_a_run_that_records_no_trained_network_is_refused():
-    with pytest.raises(InputError, match="steps must be more than record_every = 50, .* got 50"):
+    with pytest.raises(InputError, match=r"steps must be more than record_every = 50, .* got 50"):
         MofanConfig(steps=50)

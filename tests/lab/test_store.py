@@ -102,10 +102,17 @@ def test_a_part_of_another_configuration_is_not_taken(tmp_path):
     assert Parts(tmp_path).get("p", {"seed": 1}, Work(3)) == 1
 
 
+def test_a_part_of_another_version_is_not_taken(tmp_path, monkeypatch):
+    Parts(tmp_path).get("p", {"seed": 1}, Work(1))
+    monkeypatch.setattr("bnkit.lab.store.__version__", "99.0")
+    assert Parts(tmp_path).get("p", {"seed": 1}, Work(2)) == 2
+
+
 def test_a_file_with_the_right_name_and_another_key_is_not_taken(tmp_path):
     Parts(tmp_path).get("p", {"seed": 1}, Work(1))
     path = next(tmp_path.iterdir())
-    path.write_text(json.dumps({"key": {"seed": 2}, "seconds": 0, "data": 2}))
+    other = json.loads(path.read_text())["key"] | {"seed": 2}
+    path.write_text(json.dumps({"key": other, "seconds": 0, "data": 2}))
     assert Parts(tmp_path).get("p", {"seed": 1}, Work(3)) == 3
 
 

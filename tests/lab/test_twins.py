@@ -137,7 +137,7 @@ def test_accuracy_puts_the_mode_back_even_after_an_error(split):
     assert model.training
 
 
-def test_hooks_are_removed_after_an_error(split):
+def test_hooks_are_removed_after_an_error():
     model = build(CONFIG.channels, batch_norm=True, seed=0)
     with pytest.raises(RuntimeError), listening(model):
         model(torch.zeros(2, 3, 8, 8))

@@ -65,6 +65,15 @@ def test_cumulative_average_is_the_mean_of_batches():
     torch.testing.assert_close(layer.running_var, torch.stack([x.var(0) for x in xs]).mean(0))
 
 
+@pytest.mark.parametrize("momentum", [None, 1.0])
+def test_a_weight_of_one_copies_a_small_variance(momentum):
+    """1 + 1 * (var - 1) would keep no digit of it."""
+    x = 1e-4 * torch.randn(64, 4)
+    layer = bnkit.nn.BatchNorm1d(4, momentum=momentum)
+    layer(x)
+    assert relative(layer.running_var, x.double().var(0)) < 1e-5
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
 def test_nonfinite_batches_leave_the_statistics_alone(value):
     layer = bnkit.nn.BatchNorm1d(3)

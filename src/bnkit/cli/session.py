@@ -80,7 +80,7 @@ class Session:
         folder = self.out / "parts"
         kept = len(list(folder.glob("*.json")))
         again = "Run the same command" + (" without --fresh" if self.fresh else "")
-        return f"Stopped. {kept} finished parts are kept in {folder}. {again} to continue."
+        return f"Stopped. Finished parts ({kept}) are kept in {folder}. {again} to continue."
 
     def _tell(
         self, results: "Results", figures: list[Path], parts: "Parts", lang: Language

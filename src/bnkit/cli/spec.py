@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bnkit.cli.console import out
 from bnkit.core.errors import SpecError
-from bnkit.core.presets import PRESETS, Preset, preset
+from bnkit.core.frameworks import PRESETS, Preset, preset
 from bnkit.core.spec import Effect, SpecDifference, difference, spec_fields
 
 _COLUMNS = ("running_correction", "eps", "channel_axis", "train_statistics", "debias")

@@ -9,8 +9,12 @@ from bnkit.core.errors import NonFiniteError as NonFiniteError
 from bnkit.core.errors import NonFiniteWarning as NonFiniteWarning
 from bnkit.core.errors import OutputError as OutputError
 from bnkit.core.errors import SpecError as SpecError
+from bnkit.core.frameworks import PRESETS as PRESETS
+from bnkit.core.frameworks import Preset as Preset
+from bnkit.core.frameworks import preset as preset
 from bnkit.core.moments import Moments as Moments
 from bnkit.core.moments import accumulate as accumulate
+from bnkit.core.moments import at_least_one_value as at_least_one_value
 from bnkit.core.moments import inner as inner
 from bnkit.core.moments import merge as merge
 from bnkit.core.moments import moments as moments
@@ -44,14 +48,11 @@ from bnkit.core.presets import MXNET as MXNET
 from bnkit.core.presets import MXNET_OP as MXNET_OP
 from bnkit.core.presets import ONNX as ONNX
 from bnkit.core.presets import PADDLE as PADDLE
-from bnkit.core.presets import PRESETS as PRESETS
 from bnkit.core.presets import TF_KERAS2_FUSED as TF_KERAS2_FUSED
 from bnkit.core.presets import TF_KERAS2_UNFUSED as TF_KERAS2_UNFUSED
 from bnkit.core.presets import TF_LAYERS_FUSED as TF_LAYERS_FUSED
 from bnkit.core.presets import TF_LAYERS_UNFUSED as TF_LAYERS_UNFUSED
 from bnkit.core.presets import TORCH as TORCH
-from bnkit.core.presets import Preset as Preset
-from bnkit.core.presets import preset as preset
 from bnkit.core.running import RunningStats as RunningStats
 from bnkit.core.running import correction_factor as correction_factor
 from bnkit.core.running import initial_running as initial_running

@@ -42,7 +42,7 @@ class Moments(NamedTuple):
         Returns:
             The variance; that of no values at all, without correction, is 0.
         """
-        return self.m2 / (self.count - correction if correction else _nonzero(self.count))
+        return self.m2 / (self.count - correction if correction else at_least_one_value(self.count))
 
 
 def moments(
@@ -118,7 +118,7 @@ def merge(a: Moments, b: Moments) -> Moments:
         (5, 3.0, 10.0)
     """
     count = a.count + b.count
-    share = b.count / _nonzero(count)
+    share = b.count / at_least_one_value(count)
     delta = b.mean - a.mean
     return Moments(
         count,
@@ -175,7 +175,10 @@ def inner(xp: Any, a: Array, b: Array) -> Array:
 def _two_pass(
     xp: Any, x: Array, axes: tuple[int, ...], weights: Array | None, count: Any
 ) -> tuple[Array, Array]:
-    weigh = (lambda v: v) if weights is None else (lambda v: v * weights)
+    def weigh(v: Array) -> Array:
+        # selected, not multiplied: what is not there may be NaN
+        return v if weights is None else xp.where(weights == 0, xp.zeros_like(v), v * weights)
+
     mean = accumulate(xp, weigh(x), axes) / count
     deviation = x - mean
     left = accumulate(xp, weigh(deviation), axes) / count
@@ -186,7 +189,8 @@ def _two_pass(
     return mean, xp.where(m2 < 0, xp.zeros_like(m2), m2)
 
 
-def _nonzero(count: Any) -> Any:
+def at_least_one_value(count: Any) -> Any:
+    """The count, or 1 where it is 0: what to divide the sums of no values by."""
     if isinstance(count, int | float):
         return count if count else 1
     xp = array_namespace(count)

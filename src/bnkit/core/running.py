@@ -48,8 +48,9 @@ def initial_running(like: Array, spec: BatchNormSpec) -> RunningStats:
 def update_running(stats: RunningStats, batch: Moments, spec: BatchNormSpec) -> RunningStats:
     """Average one more batch into the running statistics: equation 14.
 
-    `mean += ema_weight * (batch.mean - mean)`, the variance likewise with the specification's
-    correction; `ema_weight=None` averages all batches equally (weight 1 / t at batch t).
+    `mean = (1 - ema_weight) * mean + ema_weight * batch.mean`, the variance likewise with the
+    specification's correction; `ema_weight=None` averages all batches equally (weight 1 / t at
+    batch t). A weight of 1 copies the batch exactly.
 
     Args:
         stats: Statistics so far.
@@ -78,13 +79,17 @@ def update_running(stats: RunningStats, batch: Moments, spec: BatchNormSpec) -> 
         raise SpecError(msg)
     batches = stats.batches + 1
     factor = ema_factor(spec, batches)
-    var = batch.m2 / batch.count * correction_factor(spec, batch.count)
-    return RunningStats(
-        stats.mean + factor * (batch.mean - stats.mean),
-        stats.var + factor * (var - stats.var),
-        batches,
-        stats.weight + factor * (1.0 - stats.weight),
-    )
+    var = batch.var() * correction_factor(spec, batch.count)
+    mean = (1.0 - factor) * stats.mean + factor * batch.mean
+    var = (1.0 - factor) * stats.var + factor * var
+    if not isinstance(batch.count, int | float) and spec.masked_whole != "zero":
+        nothing = spec.masked_whole == "nan"
+        mean, var = (
+            _where_counted(batch.count, new, new * float("nan") if nothing else old)
+            for new, old in ((mean, stats.mean), (var, stats.var))
+        )
+    weight = (1.0 - factor) * stats.weight + factor
+    return RunningStats(mean, var, batches, weight)
 
 
 def read_running(stats: RunningStats, spec: BatchNormSpec) -> tuple[Array, Array]:
@@ -129,6 +134,10 @@ def correction_factor(spec: BatchNormSpec, count: Any) -> Any:
         return bessel
     keras2: Any = count / _at_least_one(count - (1.0 + spec.eps))
     return keras2 if spec.running_correction == "n-1-eps" else keras2 * bessel
+
+
+def _where_counted(count: Array, counted: Array, otherwise: Array) -> Array:
+    return array_namespace(count).where(count > 0, counted, otherwise)
 
 
 def _at_least_one(value: Any) -> Any:

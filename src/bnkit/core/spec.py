@@ -102,9 +102,14 @@ class BatchNormSpec:
         11, "mode", Effect.TRAINING, "a frozen layer in training mode; mode = freezing is eval mode"
     )
     mask: Literal["none", "where", "weighted"] = _axis(
-        12, "none", Effect.EDGE, "masked statistics: none, exact, or weighted with a divisor eps"
+        12, "none", Effect.EDGE, "masked statistics: none, selected, or multiplied (NaN passes)"
     )
-    mask_eps: float = _axis(12, 0.0, Effect.EDGE, "added to the count of a masked mean")
+    mask_eps: float = _axis(
+        12, 0.0, Effect.EDGE, "added to the count of a masked mean; noted, not computed"
+    )
+    masked_whole: Literal["skip", "zero", "nan"] = _axis(
+        12, "skip", Effect.EDGE, "a channel masked whole is left alone, averages 0 in, or NaN"
+    )
     sync_weighting: Literal["none", "count", "equal"] = _axis(
         13, "count", Effect.EDGE, "several devices: none, weighted by count, mean of means"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from bnkit import __version__
 from bnkit.core.errors import OutputError
 
 
@@ -99,13 +100,13 @@ class Parts:
 
         Args:
             name: Short name of the part, fit for a file name.
-            key: Everything the result depends on, as plain values.
+            key: Everything the result depends on but the version of bnkit, as plain values.
             compute: Makes the part, as plain values.
 
         Returns:
             The part, as plain values.
         """
-        key = json.loads(json.dumps(key, allow_nan=False, sort_keys=True))
+        key = json.loads(json.dumps({**key, "bnkit": __version__}, allow_nan=False))
         path = self._path(name, key)
         found = None if self.fresh or path is None else _read(path, key)
         if found is not None:

@@ -113,7 +113,8 @@ def _update(batch: Moments, options: tuple, tensors: tuple[Tensor, ...]) -> None
     factor = _factor(buffers, ema_weight)
     for running, new in ((buffers.running_mean, batch.mean), (buffers.running_var, var)):
         if running is not None:
-            blended = running + factor * (new.to(running.dtype) - running)
+            # written so that a weight of 1 copies the batch exactly
+            blended = (1 - factor) * running + factor * new.to(running.dtype)
             running.copy_(blended if ok is None else torch.where(ok, blended, running))
 
 
