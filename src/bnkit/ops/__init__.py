@@ -1,7 +1,14 @@
-"""Batch norm on torch tensors: the core, made differentiable and given in-place statistics."""
+"""Batch norm on torch tensors: operators, the kernels behind them, in-place statistics."""
 
+from bnkit.ops.activation import Activation as Activation
+from bnkit.ops.activation import activation as activation
 from bnkit.ops.commit import NonFinitePolicy as NonFinitePolicy
 from bnkit.ops.commit import StatisticsBuffers as StatisticsBuffers
 from bnkit.ops.commit import commit_statistics as commit_statistics
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train
+from bnkit.ops.registry import Explanation as Explanation
+from bnkit.ops.registry import KernelUnavailableError as KernelUnavailableError
+from bnkit.ops.registry import explain as explain
+from bnkit.ops.registry import kernel_names as kernel_names
+from bnkit.ops.registry import use_kernel as use_kernel

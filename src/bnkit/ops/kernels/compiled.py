@@ -1,0 +1,66 @@
+"""How the loops are compiled, and a sigmoid that vectorises."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+# NaN and infinity keep their meaning, and nothing is reordered: (a - c) + (b - c) must not become
+# (a + b) - 2 c, which loses the digits that the subtraction was there to save.
+_STRICT = {"contract", "nsz"}
+# A sum along the vectorised direction can only be vectorised by reordering it.
+_SUMS = _STRICT | {"reassoc"}
+
+_LOG2_E = np.float32(1 / math.log(2))
+_LIMIT = np.float32(126)
+_HALF, _ONE = np.float32(0.5), np.float32(1)
+# 2^f on [-1/2, 1/2] by its Taylor series; the first term left out is below 6e-9
+_C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
+    np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 8)
+)
+
+
+def compiled(function: Callable) -> Any:
+    """Compile a loop with Numba: without the GIL, and cached on disk."""
+    return numba.njit(nogil=True, cache=True, fastmath=_STRICT, error_model="numpy")(function)
+
+
+def compiled_sums(function: Callable) -> Any:
+    """As `compiled`, with permission to reorder sums."""
+    return numba.njit(nogil=True, cache=True, fastmath=_SUMS, error_model="numpy")(function)
+
+
+@intrinsic
+def _power_of_two(typing_context: Any, exponent: Any) -> Any:  # noqa: ARG001  Numba's form
+    """The float32 `2**exponent`, for int32 exponents from -126 to 127."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        int32 = ir.IntType(32)
+        biased = builder.add(arguments[0], ir.Constant(int32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(int32, 23)), ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+def sigmoid(z: float) -> float:
+    """`1 / (1 + exp(-z))` in the precision of z."""
+    return 1 / (1 + math.exp(-z))
+
+
+def _sigmoid_narrow(z: Any) -> Any:
+    t = min(max(-z * _LOG2_E, -_LIMIT), _LIMIT)
+    n = math.floor(t + _HALF)
+    f = t - np.float32(n)
+    p = f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7)))))) + _ONE
+    power: Any = _power_of_two(np.int32(n))  # pyright: ignore[reportCallIssue]
+    return _ONE / (_ONE + p * power)
+
+
+@overload(sigmoid, jit_options={"fastmath": _STRICT}, inline="always")
+def _choose_sigmoid(z: Any) -> Callable:
+    return _sigmoid_narrow if z == types.float32 else sigmoid
