@@ -26,6 +26,14 @@ def check_rank(where: Where, x: Tensor, ranks: tuple[int, ...]) -> None:
 
 def check_tensors(where: Where, x: Tensor, named: dict[str, Tensor | None]) -> None:
     """Raise `InputError` unless each tensor fits the channels, dtype and device of `x`."""
+    dtype, device = x.dtype, x.device
+    channels = x.shape[1] if x.ndim > 1 else 0
+    if dtype.is_floating_point and all(
+        t is None
+        or (t.dtype is dtype and t.shape[0] == channels and t.ndim == 1 and t.device == device)
+        for t in named.values()
+    ):
+        return  # the usual case, quickly
     if not (x.is_floating_point() or x.is_complex()):
         msg = f"{where()}: expected floating point input, got {x.dtype}. Call .float() on it first."
         raise InputError(msg)

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.core import Moments, merge
+from bnkit.ops.kernels import numba_cpu
+from bnkit.ops.plain import is_plain
 
 NonFinitePolicy = Literal["skip", "propagate", "raise"]
 
@@ -48,6 +50,11 @@ def commit_statistics(
         nonfinite: With `"propagate"` NaN and infinity enter the statistics; otherwise such a
             batch changes nothing but `nonfinite_batches`.
     """
+    if _fast(buffers, batch):
+        weight = -1.0 if ema_weight is None else ema_weight
+        moments = batch.mean, batch.m2, batch.count
+        numba_cpu.commit(buffers, moments, weight, skip=nonfinite != "propagate")  # pyright: ignore
+        return
     tensors = [b for b in buffers if b is not None]
     if not tensors:
         return
@@ -58,6 +65,16 @@ def commit_statistics(
         _update(Moments(batch.count, mean, m2), options, tuple(tensors))
     else:
         _Commit.apply(mean, m2, batch.count, options, *tensors)
+
+
+def _fast(buffers: StatisticsBuffers, batch: Moments) -> bool:
+    """Whether all buffers lie in this machine's memory, in the dtype of the batch."""
+    mean, var, counter, _ = buffers
+    if mean is None or var is None or counter is None or not is_plain((*buffers, *batch[1:])):
+        return False
+    kind = batch.mean.dtype
+    alike = mean.dtype is kind and var.dtype is kind and mean.is_contiguous()
+    return alike and numba_cpu.takes(mean) and var.is_contiguous()
 
 
 class _Commit(Function):

@@ -19,11 +19,9 @@ from torch.autograd import Function
 from bnkit.core import Moments, moments, normalize_jvp, upcast
 from bnkit.ops.activation import IDENTITY, Activation
 from bnkit.ops.kernels import reference
-from bnkit.ops.registry import Affine
-from bnkit.ops.schema import OPERATORS
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_transforms = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+from bnkit.ops.kernels.reference import REFERENCE
+from bnkit.ops.plain import has_tangents, is_batched, is_plain
+from bnkit.ops.registry import Affine, choose
 
 
 def batch_norm_train(
@@ -49,9 +47,19 @@ def batch_norm_train(
         `y`, with the dtype and memory format of `x`, and the moments of the batch, which are
         constants for autograd.
     """
-    # Dynamo refuses a Function that defines its own forward-mode rule
-    function: Any = _Train if torch.compiler.is_compiling() else _TrainForwardMode
-    y, mean, m2 = function.apply(x, weight, bias, residual, eps, act.name, act.slope)
+    tensors = (x, weight, bias, residual)
+    function: Any
+    if torch.compiler.is_compiling():
+        function = _Train  # Dynamo refuses a Function that defines its own forward-mode rule
+    elif has_tangents() or not is_plain(tensors):
+        function = _TrainForwardMode
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        function = _TrainEager
+    else:
+        affine = Affine(weight, bias, eps, residual, act)
+        y, mean, m2 = choose(x, residual).train(x, affine)
+        return y, Moments(reference.count(x), mean, m2)
+    y, mean, m2 = function.apply(*tensors, eps, act.name, act.slope)
     return y, Moments(reference.count(x), mean, m2)
 
 
@@ -83,11 +91,14 @@ def batch_norm_eval(
         `y`, with the dtype and memory format of `x`.
     """
     tensors = (x, *statistics, weight, bias, residual)
-    if _plain(tensors) and not _needs_graph(tensors):
-        return OPERATORS.batch_norm_eval(
-            x, *statistics, weight, bias, residual, eps, act.name, act.slope
-        )
-    return reference.evaluate(x, *statistics, Affine(weight, bias, eps, residual, act))
+    affine = Affine(weight, bias, eps, residual, act)
+    if has_tangents() or not is_plain(tensors):
+        return reference.evaluate(x, *statistics, affine)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        if any(t.requires_grad for t in statistics):
+            return reference.evaluate(x, *statistics, affine)
+        return _EvalEager.apply(*tensors, eps, act.name, act.slope)  # pyright: ignore
+    return choose(x, residual).evaluate(x, *statistics, affine)
 
 
 class _Train(Function):
@@ -103,10 +114,9 @@ class _Train(Function):
         act: str,
         slope: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if _plain((x, weight, bias, residual)):
-            return OPERATORS.batch_norm_train(x, weight, bias, residual, eps, act, slope)
         affine = Affine(weight, bias, eps, residual, Activation(act, slope))
-        y, mean, m2 = reference.train(x, affine)
+        kernel = choose(x, residual) if is_plain((x, weight, bias, residual)) else REFERENCE
+        y, mean, m2 = kernel.train(x, affine)
         return y, mean, m2
 
     @staticmethod
@@ -124,21 +134,15 @@ class _Train(Function):
         x, weight, bias, residual, mean, m2 = ctx.saved_tensors
         if grads[0] is None:
             return (None,) * 7
-        tensors = (grads[0], x, weight, bias, residual)
-        # with a graph of the backward pass, the statistics must be functions of x again
-        graph = torch.is_grad_enabled()
-        if _plain(tensors) and not graph:
-            by_x, by_weight, by_bias, by_residual = OPERATORS.batch_norm_backward(
-                *tensors, mean, m2, *ctx.options
-            )
-        else:
-            eps, *act = ctx.options
-            affine = Affine(weight, bias, eps, residual, Activation(*act))
-            batch = Moments(reference.count(x), mean, m2)
-            batch = moments(upcast(xp, x), reference.axes(x), xp=xp) if graph else batch
-            by_x, by_weight, by_bias, by_residual = reference.backward(
-                grads[0], x, affine, batch.mean, batch.m2
-            )
+        eps, *act = ctx.options
+        affine = Affine(weight, bias, eps, residual, Activation(*act))
+        kernel = REFERENCE
+        if torch.is_grad_enabled():
+            # with a graph of the backward pass, the statistics must be functions of x again
+            _, mean, m2 = moments(upcast(xp, x), reference.axes(x), xp=xp)
+        elif is_plain((grads[0], x, weight, bias, residual)) and not is_batched(grads[0]):
+            kernel = choose(x, residual)
+        by_x, by_weight, by_bias, by_residual = kernel.backward(grads[0], x, affine, mean, m2)
         return (
             by_x,
             None if weight is None else by_weight.to(weight.dtype),
@@ -165,21 +169,70 @@ class _TrainForwardMode(_Train):
         return affine.act.backward(dz, z).to(x.dtype), None, None
 
 
+class _TrainEager(Function):
+    """As `_Train`, in the form of a Function that costs least to call; no transform is active."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias, residual, eps, act, slope = inputs
+        affine = Affine(weight, bias, eps, residual, Activation(act, slope))
+        y, mean, m2 = choose(x, residual).train(x, affine)
+        ctx.mark_non_differentiable(mean, m2)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, residual, mean, m2)
+        ctx.options = eps, act, slope
+        return y, mean, m2
+
+    backward = _Train.backward
+
+
+class _EvalEager(Function):
+    """Inference with a gradient: frozen statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, mean, var, weight, bias, residual, eps, act, slope = inputs
+        affine = Affine(weight, bias, eps, residual, Activation(act, slope))
+        # copies: the statistics may be written to before the backward pass
+        ctx.save_for_backward(x, mean.clone(), var.clone(), weight, bias, residual)
+        ctx.options = eps, act, slope
+        return choose(x, residual).evaluate(x, mean, var, affine)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        x, mean, var, weight, bias, residual = ctx.saved_tensors
+        eps, *act = ctx.options
+        affine = Affine(weight, bias, eps, residual, Activation(*act))
+        n = max(reference.count(x), 1)
+        at = reference.normalized(x, affine, Moments(n, mean, var * n))
+        grad = upcast(xp, grads[0])
+        if affine.act.name != "none":
+            shift = None if bias is None else reference.spread(bias, x)
+            grad = affine.act.backward(grad, reference.before_activation(at, shift, residual))
+        wanted = ctx.needs_input_grad
+        by_weight = by_bias = None
+        if weight is not None and wanted[3]:
+            by_weight = (grad * at.xhat.conj()).sum(at.axes).to(weight.dtype)
+        if bias is not None and wanted[4]:
+            by_bias = grad.sum(at.axes).to(bias.dtype)
+        scale = at.invstd if at.weight is None else at.invstd * at.weight.conj()
+        return (
+            (grad * scale).to(x.dtype) if wanted[0] else None,
+            None,
+            None,
+            by_weight,
+            by_bias,
+            grad.to(x.dtype) if wanted[5] else None,
+            *(None,) * 3,
+        )
+
+
 # Function.apply asks for the signature on every call, and computing it costs more than a small
 # batch norm
 for _function in (_Train, _TrainForwardMode):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # pyright: ignore
 
 
-def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether all have numbers in memory: nothing traced, fake, or wrapped by a transform."""
-    if torch.compiler.is_compiling() or _transforms() is not None:
-        return False
-    return all(t is None or type(t) in _PLAIN for t in tensors)
-
-
-def _needs_graph(tensors: tuple[Tensor | None, ...]) -> bool:
-    dual = torch.autograd.forward_ad._current_level >= 0
-    return dual or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    )
+torch.library.register_autograd(
+    "bnkit::batch_norm_train", _Train.backward, setup_context=_Train.setup_context
+)

@@ -1,0 +1,6 @@
+"""The benchmark: bnkit beside torch, torch.compile and a plain copy, after a check of its numbers."""
+
+from bnkit.bench.gate import GateError as GateError
+from bnkit.bench.results import Report as Report
+from bnkit.bench.run import BenchConfig as BenchConfig
+from bnkit.bench.run import run_bench as run_bench

@@ -1,0 +1,110 @@
+"""How a tensor lies in memory, and its values as the loops take them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnkit.ops.registry import Affine
+
+TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+# A block of planes is read twice and should stay in a core's share of the cache (bytes).
+_PLANES_IN_CACHE = 2 << 20
+_ROWS_IN_CACHE = 1 << 18
+
+
+class Memory(NamedTuple):
+    """How the values lie in memory: planes `(n, c, s)`, or rows `(m, c)`."""
+
+    rows: bool
+    shape: tuple[int, int, int]
+
+
+def memory_of(x: Tensor) -> Memory | None:
+    """Planes or rows, or None for a layout that is neither."""
+    n, c = x.shape[:2]
+    s = x.numel() // (n * c)
+    if x.is_contiguous():
+        return Memory(rows=s == 1, shape=(n, c, s))
+    if x.movedim(1, -1).is_contiguous():
+        return Memory(rows=True, shape=(n, c, s))
+    return None
+
+
+def known_memory(x: Tensor) -> Memory:
+    """As `memory_of`, for an input that the kernel does not refuse."""
+    memory = memory_of(x)
+    if memory is None:  # the registry asks `refuses` first
+        msg = f"strides {tuple(x.stride())}"
+        raise ValueError(msg)
+    return memory
+
+
+def same_memory(x: Tensor, other: Tensor) -> bool:
+    """Whether two tensors can be read side by side."""
+    alike = other.shape == x.shape and other.dtype == x.dtype and other.device == x.device
+    return alike and other.stride() == x.stride()
+
+
+def flat(x: Tensor) -> np.ndarray:
+    """The values in the order of memory."""
+    array = x.detach().numpy()
+    if not x.is_contiguous():
+        array = np.moveaxis(array, 1, -1)
+    return array.reshape(-1)
+
+
+def flat_outputs(outputs: tuple[Tensor, Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
+    """The values of gradients by x and by the residual; empty for none."""
+    first, second = outputs
+    return flat(first), _EMPTY[first.dtype] if second is None else flat(second)
+
+
+def added(affine: Affine, x: Tensor) -> np.ndarray:
+    """The values of the residual; empty for none."""
+    return _EMPTY[x.dtype] if affine.residual is None else flat(affine.residual)
+
+
+def parameters_of(affine: Affine, c: int, dtype: torch.dtype) -> np.ndarray:
+    """Rows weight and bias in a dtype, 1 and 0 where not given."""
+    rows = np.empty((2, c), _EMPTY[dtype].dtype)
+    for row, (given, default) in zip(rows, ((affine.weight, 1), (affine.bias, 0)), strict=True):
+        row[:] = default if given is None else given.detach().to(dtype).numpy()
+    return rows
+
+
+def slope_of(affine: Affine, x: Tensor) -> Any:
+    """The slope of the leaky ReLU in the dtype of x."""
+    return numpy_dtype(x).type(affine.act.slope)
+
+
+def numpy_dtype(x: Tensor) -> np.dtype:
+    """The dtype of a tensor, as NumPy's."""
+    return _EMPTY[x.dtype].dtype
+
+
+def planes_in_cache(x: Tensor, memory: Memory) -> int:
+    """How many channels to work through together."""
+    n, _, s = memory.shape
+    return max(1, min(16, _PLANES_IN_CACHE // (n * s * x.element_size())))
+
+
+def rows_in_cache(x: Tensor, width: int) -> int:
+    """How many rows to sum in the precision of x."""
+    return max(16, min(256, _ROWS_IN_CACHE // (width * x.element_size())))
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's values start; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def converted(x: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """A parameter in the dtype of x, in one piece."""
+    if parameter is None or (parameter.dtype is x.dtype and parameter.is_contiguous()):
+        return parameter
+    return parameter.to(x.dtype).contiguous()
+
+
+_EMPTY = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
