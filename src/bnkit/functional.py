@@ -5,7 +5,7 @@ State goes in and comes out; nothing is changed in place. Layouts `(N, C)`, `(N,
 """
 
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -130,11 +130,19 @@ def batch_norm_train(
         >>> np.round(state.mean, 3).tolist(), np.round(state.var, 3).tolist()
         ([0.2, 2.0], [1.1, 20.9])
     """
+    if on_nonfinite not in get_args(OnNonFinite):
+        msg = (
+            f"batch_norm_train: on_nonfinite must be one of {', '.join(get_args(OnNonFinite))}, "
+            f"got {on_nonfinite!r}."
+        )
+        raise InputError(msg)
     call = _prepare("batch_norm_train", x, spec, channel_axis)
     _check_spec(call)
     weight, bias = _parameter(call, "weight", weight), _parameter(call, "bias", bias)
     weight = None if spec.weight_fixed else weight
     state = _state(call, state)
+    if sample_weights is not None:
+        _check_weights(call, sample_weights)
     batch = moments(call.x, call.axes, sample_weights, xp=call.xp)
     if sample_weights is not None:
         call = call._replace(x=_without_hidden_nan(call, sample_weights))
@@ -319,13 +327,28 @@ def _identity(call: _Call, x: Array, state: RunningStats) -> TrainResult:
 def _prepare(
     where: str, x: Array, spec: BatchNormSpec, channel_axis: int | tuple[int, ...] | None
 ) -> _Call:
+    if not isinstance(spec, BatchNormSpec):
+        msg = (
+            f"{where}: expected a BatchNormSpec, got {spec!r}. Pass bnkit.preset({spec!r}).spec, "
+            "or one of bnkit.core.TORCH, KERAS3, ..."
+        )
+        raise SpecError(msg)
+    if not hasattr(x, "ndim") or not hasattr(x, "dtype"):
+        msg = f"{where}: expected an array, got {type(x).__name__}. Pass numpy.asarray(x)."
+        raise InputError(msg)
     xp = array_namespace(x)
     axis = spec.channel_axis if channel_axis is None else channel_axis
     channels = (axis,) if isinstance(axis, int) else tuple(axis)
-    if x.ndim < 2 or not all(-x.ndim <= a < x.ndim for a in channels):
+    if x.ndim < 2:
         msg = (
-            f"{where}: expected at least 2 dimensions with channels at {axis}, got shape "
-            f"{tuple(x.shape)}. Add the batch dimension, or pass channel_axis=."
+            f"{where}: expected at least 2 dimensions, got shape {tuple(x.shape)}. Add the batch "
+            "dimension."
+        )
+        raise InputError(msg)
+    if not all(-x.ndim <= a < x.ndim for a in channels):
+        msg = (
+            f"{where}: expected channel_axis within the {x.ndim} dimensions of x, got {axis} for "
+            f"shape {tuple(x.shape)}. Choose the axis of the channels."
         )
         raise InputError(msg)
     channels = tuple(sorted(a % x.ndim for a in channels))
@@ -349,6 +372,20 @@ def _check_spec(call: _Call) -> None:
             "not computed here. Use the default of that field, or batch_norm_eval."
         )
         raise SpecError(msg)
+
+
+def _check_weights(call: _Call, weights: Array) -> None:
+    try:
+        spread = call.xp.broadcast_to(weights, call.x.shape)
+    except (ValueError, RuntimeError) as error:
+        msg = (
+            f"{call.where}: expected sample_weights that broadcast against x of shape "
+            f"{tuple(call.x.shape)}, got {tuple(weights.shape)}. Add dimensions of size 1."
+        )
+        raise InputError(msg) from error
+    if not bool(call.xp.all(spread >= 0)):
+        msg = f"{call.where}: expected sample_weights >= 0, got negative or NaN ones."
+        raise InputError(msg)
 
 
 def _parameter(call: _Call, name: str, value: Array | None) -> Array | None:

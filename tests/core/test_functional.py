@@ -30,7 +30,7 @@ STATE = RunningStats(np.full(3, 0.5), np.full(3, 2.0), 7, 1.0)
     ("call", "error", "message"),
     [
         (lambda: batch_norm_train(X[0, 0]), InputError, "at least 2 dimensions"),
-        (lambda: batch_norm_train(X, channel_axis=5), InputError, "channels at 5, got shape (4, 3, 5)"),
+        (lambda: batch_norm_train(X, channel_axis=5), InputError, "got 5 for shape (4, 3, 5)"),
         (lambda: batch_norm_train(X, np.ones(4)), InputError, "weight of shape (3,)"),
         (lambda: batch_norm_train(X, bias=np.ones(5)), InputError, "bias of shape (3,)"),
         (lambda: batch_norm_eval(X, state=RunningStats(np.ones(5), np.ones(5))), InputError, "state.mean"),

@@ -1,4 +1,4 @@
-"""The benchmark: bnkit beside torch, torch.compile and a plain copy, after a check of its numbers."""
+"""The benchmark: bnkit beside torch, torch.compile and a plain copy, once its numbers are right."""
 
 from bnkit.bench.gate import GateError as GateError
 from bnkit.bench.results import Report as Report

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bnkit.bench.providers import BNKIT, TORCH, Inputs, Layers, make_inputs, with_parameters
 from bnkit.bench.results import Check
-from bnkit.bench.shapes import MemoryFormat, Shape
+from bnkit.bench.shapes import Shape
 from bnkit.bench.traffic import Operator
 from bnkit.core.errors import BatchNormError
 
@@ -107,13 +107,16 @@ def _errors(layers: Layers, operator: Operator, given: Inputs, truth: Truth) -> 
     if given.residual is None:
         names.remove("grad_residual")
     got = dict(zip(names, torch.autograd.grad(y, wanted, grad_y), strict=True))
-    got |= {"y": y, "running_mean": batch_norm.running_mean, "running_var": batch_norm.running_var}
+    got |= {"y": y, **dict(batch_norm.named_buffers())}
     return {name: _error(got[name], true) for name, true in truth.values.items()}
 
 
 def _error(got: Tensor, true: Tensor) -> float:
-    difference = (got.detach().contiguous().double() - true).abs().max()
-    return float(difference / true.abs().max().clamp_min(1e-300))
+    return float(_largest(true - got.detach().contiguous()) / _largest(true).clamp_min(1e-300))
+
+
+def _largest(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, torch.inf)
 
 
 def _smallest(errors: Iterable[float]) -> float:
@@ -127,20 +130,21 @@ def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth
     w, b = (p.detach().double().reshape(-1, *(1,) * (x.ndim - 2)) for p in (weight, bias))
     n = x.numel() // x.shape[1]
     mean = x.mean(axes, keepdim=True)
-    var = (x - mean).square().mean(axes, keepdim=True)
+    var = (x - mean).square_().mean(axes, keepdim=True)
     invstd = (var + 1e-5).rsqrt()
-    xhat = (x - mean) * invstd
+    xhat = x.sub_(mean).mul_(invstd)
     z = xhat * w + b
     if inputs.residual is not None:
         z = z + inputs.residual.detach().double()
-    a, top = (mean.abs() * invstd).max(), xhat.abs().max()
+    a, top = (mean.abs() * invstd).max(), _largest(xhat)
     d = _U * (a + 4 * top)
-    bound_y = 2 * (w.abs().max() * d + 2 * _U * z.abs().max())
+    bound_y = 2 * (w.abs().max() * d + 2 * _U * _largest(z))
     g = inputs.grad_y.double()
     grad_y = torch.where(z.abs() <= bound_y, 0.0, g) if relu else g
     g = grad_y * (z > 0) if relu else grad_y
-    sum_g, sum_gx = g.sum(axes, keepdim=True), (g * xhat).sum(axes, keepdim=True)
-    abs_g, abs_gx = g.abs().sum(axes).max(), (g * xhat).abs().sum(axes).max()
+    gx = g * xhat
+    sum_g, sum_gx = g.sum(axes, keepdim=True), gx.sum(axes, keepdim=True)
+    abs_g, abs_gx = (torch.linalg.vector_norm(v, 1, axes).max() for v in (g, gx))
     values = {
         "y": torch.relu(z) if relu else z,
         "grad_x": w * invstd * (g - sum_g / n - xhat * sum_gx / n),
@@ -152,8 +156,9 @@ def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth
     slope = (w * invstd).abs().max()
     bounds = {
         "y": bound_y,
-        "grad_x": 2 * slope * (3 * _U * g.abs().max() + (4 * _U * abs_g
-            + (d + 4 * _U * top) * abs_gx) / n),
+        "grad_x": 2
+        * slope
+        * (3 * _U * _largest(g) + (4 * _U * abs_g + (d + 4 * _U * top) * abs_gx) / n),
         "grad_weight": 4 * _U * abs_gx + _U * a * sum_g.abs().max(),
         "grad_bias": 4 * _U * abs_g,
         "running_mean": _U * (2 * mean.abs().max() + 4 * var.max().sqrt()),
@@ -161,10 +166,5 @@ def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth
     }
     if inputs.residual is not None:
         values["grad_residual"], bounds["grad_residual"] = g, torch.zeros(())
-    scaled = {k: float(bound / values[k].abs().max()) for k, bound in bounds.items()}
+    scaled = {k: float(bound / _largest(values[k])) for k, bound in bounds.items()}
     return Truth(values, scaled, grad_y)
-
-
-def formats_checked(checks: Iterable[Check]) -> set[tuple[tuple[int, ...], MemoryFormat]]:
-    """The shapes and memory formats that some checks cover."""
-    return {(check.sizes, check.memory_format) for check in checks}  # pyright: ignore

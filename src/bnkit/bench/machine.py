@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import llvmlite
@@ -10,7 +11,6 @@ import numba
 import numpy
 import torch
 
-import bnkit
 from bnkit.bench.results import Machine
 
 
@@ -29,14 +29,15 @@ def describe(load_before: float | None) -> Machine:
         The description.
     """
     packages = {"torch": torch, "numba": numba, "llvmlite": llvmlite, "numpy": numpy}
-    versions = {"python": platform.python_version(), "bnkit": bnkit.__version__}
+    versions = {"python": platform.python_version(), "bnkit": version("bnkit")}
     versions |= {name: package.__version__ for name, package in packages.items()}
+    vectors = torch.backends.cpu.get_cpu_capability()
     return Machine(
         cpu=_cpu(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_gib=_memory(),
-        system=f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        system=f"{platform.system()} {platform.machine()}, {vectors}",
         load_before=load_before,
         load_after=load(),
         versions=versions,
@@ -67,7 +68,7 @@ def _memory() -> float | None:
 
 def _git() -> str | None:
     """The commit of the source tree, with "+" if it has changes; None where there is none."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     answers = []
     for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", ".")):
         try:

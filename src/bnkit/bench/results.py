@@ -49,6 +49,7 @@ class Measurement:
         floor_bytes: Bytes that must be moved (`traffic`).
         timings: The providers.
         missing: Providers that could not run.
+        others: Share of the processor that other processes took meanwhile, if the system says.
     """
 
     network: str
@@ -60,6 +61,7 @@ class Measurement:
     floor_bytes: int
     timings: tuple[Timing, ...]
     missing: tuple[Missing, ...] = ()
+    others: float | None = None
 
     def seconds(self, provider: str) -> float | None:
         """Median time of a provider, or None where it did not run."""
@@ -80,12 +82,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Step:
-    """Whole training steps of one network."""
+    """Whole training steps of one network; `others` as in `Measurement`."""
 
     network: str
     memory_format: str
     batch: tuple[int, ...]
     timings: tuple[Timing, ...]
+    others: float | None = None
 
     def ratio(self, provider: str) -> float:
         """How many times longer torch.nn takes than a provider."""
@@ -153,7 +156,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured."""
+    """Where it was measured.
+
+    Attributes:
+        cpu: Name of the processor.
+        cores: Logical ones.
+        threads: Threads of torch.
+        memory_gib: Main memory.
+        system: Operating system, architecture, vector instructions that torch uses.
+        load_before: Mean number of running processes in the minute before.
+        load_after: The same at the end, this one included.
+        versions: Of what matters.
+        git: Commit of bnkit, with "+" if files were changed.
+    """
 
     cpu: str
     cores: int

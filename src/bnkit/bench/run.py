@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from time import perf_counter
 
 import torch
@@ -12,6 +13,7 @@ from bnkit.bench.gate import MEANS, check_shape, require
 from bnkit.bench.machine import describe, load
 from bnkit.bench.networks import NETWORKS
 from bnkit.bench.providers import BNKIT, Layers, copies, make_inputs, prepare, work_of
+from bnkit.bench.quiet import Patience
 from bnkit.bench.results import Check, Measurement, Report, Step
 from bnkit.bench.shapes import TINY, Level, MemoryFormat, Shape, shapes_of
 from bnkit.bench.steps import measure_steps
@@ -21,6 +23,8 @@ from bnkit.bench.traffic import Direction, Operator, array_bytes, floor_bytes
 
 OPERATORS: tuple[Operator, ...] = ("bn", "bn_relu", "bn_add_relu")
 _SCRATCH = 7_500_000
+_PLAN = Plan()
+_STEP_PLAN = Plan(sample=0.0, budget=12.0, least=5)
 
 # progress(stage, done, total, note)
 Progress = Callable[[str, int, int, str], None]
@@ -43,6 +47,7 @@ class BenchConfig:
         plan: How long one comparison of layers is measured.
         step_plan: How long one network is measured.
         checked: Whose numbers pass the gate.
+        patience: Seconds for waiting and measuring again while other processes compute.
     """
 
     level: Level = "normal"
@@ -50,14 +55,36 @@ class BenchConfig:
     shapes: tuple[Shape, ...] | None = None
     networks: tuple[str, ...] = tuple(NETWORKS)
     compiled: tuple[str, ...] = ("compile",)
-    plan: Plan = Plan()
-    step_plan: Plan = Plan(sample=0.0, budget=12.0, least=5)
+    plan: Plan = _PLAN
+    step_plan: Plan = _STEP_PLAN
     checked: Layers = BNKIT
+    patience: float = 0.0
 
     @property
     def suite(self) -> tuple[Shape, ...]:
         """The shapes that are measured."""
         return shapes_of(self.level) if self.shapes is None else self.shapes
+
+
+def config_of(level: Level, *, threads: int | None = None, patience: float = 0.0) -> BenchConfig:
+    """The configuration of a level.
+
+    Args:
+        level: "quick", "normal" or "full".
+        threads: Threads of torch; None leaves them.
+        patience: Seconds for waiting until other processes are quiet.
+
+    Returns:
+        The configuration.
+    """
+    common = BenchConfig(level=level, threads=threads, patience=patience)
+    if level == "quick":
+        plan, step_plan = Plan(budget=0.4, least=5, most=15), Plan(sample=0.0, budget=3.0, least=3)
+        return replace(common, plan=plan, step_plan=step_plan)
+    if level == "full":
+        both = ("compile", "bnkit_compile")
+        return replace(common, plan=Plan(budget=2.0, least=9, most=51), compiled=both)
+    return common
 
 
 def run_bench(config: BenchConfig, *, progress: Progress = silent) -> Report:
@@ -79,8 +106,9 @@ def run_bench(config: BenchConfig, *, progress: Progress = silent) -> Report:
         # glibc adapts its thresholds to the largest block that was freed, as in any process that
         # has trained for a moment; done first, the order of the cases does not matter
         torch.empty(_SCRATCH)
-        measurements = _layers(config, progress)
-        steps = _networks(config, progress)
+        patience = Patience(config.patience)
+        measurements = _layers(config, patience, progress)
+        steps = _networks(config, patience, progress)
         machine = describe(before)
     return Report(
         date=datetime.now(UTC).date().isoformat(),
@@ -106,7 +134,8 @@ def _threads(wanted: int | None) -> Iterator[None]:
 
 def _gate(config: BenchConfig, progress: Progress) -> tuple[Check, ...]:
     found: list[Check] = []
-    cases = [(s, o, m) for s in (*config.suite, TINY) for o in OPERATORS for m in MEANS]
+    suite = (*config.suite, TINY)
+    cases: list[tuple[Shape, Operator, float]] = list(product(suite, OPERATORS, MEANS))
     progress("gate", 0, len(cases), "")
     for i, (shape, operator, mean) in enumerate(cases, 1):
         checks = check_shape(shape, operator, mean, layers=config.checked)
@@ -116,7 +145,7 @@ def _gate(config: BenchConfig, progress: Progress) -> tuple[Check, ...]:
     return tuple(found)
 
 
-def _layers(config: BenchConfig, progress: Progress) -> tuple[Measurement, ...]:
+def _layers(config: BenchConfig, patience: Patience, progress: Progress) -> tuple[Measurement, ...]:
     found: list[Measurement] = []
     cases: list[tuple[Shape, MemoryFormat, Operator]] = [
         (s, f, o) for s in config.suite for f in s.formats for o in OPERATORS
@@ -124,15 +153,16 @@ def _layers(config: BenchConfig, progress: Progress) -> tuple[Measurement, ...]:
     cases.append((TINY, "contiguous", "bn"))
     progress("layers", 0, len(cases), "")
     for i, (shape, memory_format, operator) in enumerate(cases, 1):
-        found += _measure(shape, memory_format, operator, config)
+        found += _measure((shape, memory_format, operator), config, patience)
         progress("layers", i, len(cases), f"{operator} {_name(shape)} {memory_format}")
     return tuple(found)
 
 
 def _measure(
-    shape: Shape, memory_format: MemoryFormat, operator: Operator, config: BenchConfig
+    case: tuple[Shape, MemoryFormat, Operator], config: BenchConfig, patience: Patience
 ) -> list[Measurement]:
     """One operator on one input: the compiled layers are shared by its directions."""
+    shape, memory_format, operator = case
     inputs = make_inputs(shape, memory_format, operator)
     size = array_bytes(shape.sizes)
     found = []
@@ -144,7 +174,8 @@ def _measure(
                 name: work_of(layer, parameters, inputs, direction)
                 for name, (layer, parameters) in ready.layers.items()
             }
-            timings = interleaved({**works, **copies(inputs.x)}, config.plan)
+            works |= copies(inputs.x)
+            timings, others = interleaved(works, config.plan, patience)
             found.append(
                 Measurement(
                     shape.network,
@@ -156,6 +187,7 @@ def _measure(
                     floor_bytes(operator, direction, shape.sizes),
                     timings,
                     ready.missing,
+                    others,
                 )
             )
     return found
@@ -170,13 +202,13 @@ def _passes(operator: Operator, level: Level) -> list[tuple[bool, tuple[Directio
     return [(True, ("forward_backward",))]
 
 
-def _networks(config: BenchConfig, progress: Progress) -> tuple[Step, ...]:
+def _networks(config: BenchConfig, patience: Patience, progress: Progress) -> tuple[Step, ...]:
     formats: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
-    cases = [(name, f) for name in config.networks for f in formats]
+    cases: list[tuple[str, MemoryFormat]] = list(product(config.networks, formats))
     found = []
     progress("networks", 0, len(cases), "")
     for i, (name, memory_format) in enumerate(cases, 1):
-        found.append(measure_steps(name, memory_format, config.step_plan))
+        found.append(measure_steps(name, memory_format, config.step_plan, patience=patience))
         progress("networks", i, len(cases), f"{name} {memory_format}")
     return tuple(found)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from bnkit.bench.gate import GateError
 from bnkit.bench.networks import network
+from bnkit.bench.quiet import Patience
 from bnkit.bench.results import Step
 from bnkit.bench.shapes import MemoryFormat
 from bnkit.bench.timing import Plan, Work, interleaved
@@ -18,6 +19,7 @@ def measure_steps(
     plan: Plan,
     *,
     batch: tuple[int, ...] = (32, 3, 64, 64),
+    patience: Patience | None = None,
 ) -> Step:
     """Time training steps of one network, all providers in turn, after comparing their gradients.
 
@@ -26,6 +28,7 @@ def measure_steps(
         memory_format: Of the input and the weights.
         plan: How long to measure.
         batch: Shape of the input.
+        patience: How long to wait for other processes.
 
     Returns:
         The timings of torch, of bnkit as `replace_` gives it, and of the fused layers.
@@ -42,7 +45,8 @@ def measure_steps(
     _require_equal(name, models, (x, labels))
     for provider, model in models.items():
         works[provider] = Work(_step(model, x, labels))
-    return Step(name, memory_format, batch, interleaved(works, plan))
+    timings, others = interleaved(works, plan, patience)
+    return Step(name, memory_format, batch, timings, others)
 
 
 def _step(model: nn.Module, x: Tensor, labels: Tensor):  # noqa: ANN202

@@ -9,7 +9,11 @@ from statistics import quantiles
 from time import perf_counter
 from typing import Any
 
+from bnkit.bench.quiet import Patience, Watch
 from bnkit.bench.results import Timing
+
+_BLOCK = 0.1  # seconds; the system counts processor time in hundredths
+_SLOW = 0.02  # seconds; what takes longer is warm after fewer calls
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Work:
                 run()
             return perf_counter() - start
         total = 0.0
+        given = None
         for _ in range(repetitions):
+            given = None  # the graph before is freed outside of the time as well
             given = self.prepare()
             start = perf_counter()
             run(given)
@@ -65,31 +71,66 @@ class Plan:
     most: int = 31
 
 
-def interleaved(works: Mapping[str, Work], plan: Plan) -> tuple[Timing, ...]:
+def interleaved(
+    works: Mapping[str, Work], plan: Plan, patience: Patience | None = None
+) -> tuple[tuple[Timing, ...], float | None]:
     """Time several things in turn; every round begins with another of them.
+
+    Rounds are counted in blocks of a tenth of a second. A block that other processes disturbed is
+    measured again as long as patience lasts.
 
     Args:
         works: What to time, by name.
         plan: How long.
+        patience: Time for waiting and measuring again; None = none.
 
     Returns:
-        One timing for each, in the same order: median and quartiles of the samples.
+        One timing for each, in the same order: median and quartiles of the samples; and the share
+        of the processor that others took during these samples.
     """
+    wait = Patience() if patience is None else patience
     names = list(works)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    shares: list[float | None] = []
     with _no_collection():
-        repetitions, once = {}, 0.0
-        for name in names:
-            works[name].seconds(2)
-            single = min(works[name].seconds(1) for _ in range(2))
-            repetitions[name] = max(1, math.ceil(plan.sample / max(single, 1e-9)))
-            once += repetitions[name] * single
+        repetitions, once = _calibrated(works, plan)
         rounds = min(plan.most, max(plan.least, int(plan.budget / once)))
-        samples: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                samples[name].append(works[name].seconds(repetitions[name]) / repetitions[name])
-    return tuple(_timing(name, samples[name], repetitions[name]) for name in names)
+        block = min(rounds, math.ceil(_BLOCK / once))
+        while len(samples[names[0]]) < rounds:
+            watch = Watch()
+            turns = [_turn(works, repetitions, _rotated(names, k)) for k in range(block)]
+            others = watch.others()
+            if wait.refuses(others, watch.elapsed()):
+                continue
+            shares.append(others)
+            for turn in turns:
+                for name, seconds in turn.items():
+                    samples[name].append(seconds)
+    timings = tuple(_timing(name, samples[name], repetitions[name]) for name in names)
+    known = [share for share in shares if share is not None]
+    return timings, max(known) if known else None
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def _calibrated(works: Mapping[str, Work], plan: Plan) -> tuple[dict[str, int], float]:
+    """Calls in one sample of each, and the seconds of one round."""
+    repetitions, once = {}, 0.0
+    for name, work in works.items():
+        first = work.seconds(1)
+        single = min(work.seconds(1) for _ in range(2 if first > _SLOW else 8))
+        repetitions[name] = max(1, math.ceil(plan.sample / max(single, 1e-9)))
+        once += repetitions[name] * single
+    return repetitions, once
+
+
+def _turn(
+    works: Mapping[str, Work], repetitions: Mapping[str, int], order: list[str]
+) -> dict[str, float]:
+    return {name: works[name].seconds(repetitions[name]) / repetitions[name] for name in order}
 
 
 def _timing(name: str, samples: list[float], repetitions: int) -> Timing:

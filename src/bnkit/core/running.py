@@ -77,6 +77,8 @@ def update_running(stats: RunningStats, batch: Moments, spec: BatchNormSpec) -> 
             f"{spec.tracked_second_moment!r}. Only batch renormalization tracks another moment."
         )
         raise SpecError(msg)
+    if spec.masked_whole == "skip" and _nothing(batch.count):
+        return stats
     batches = stats.batches + 1
     factor = ema_factor(spec, batches)
     var = batch.var() * correction_factor(spec, batch.count)
@@ -134,6 +136,12 @@ def correction_factor(spec: BatchNormSpec, count: Any) -> Any:
         return bessel
     keras2: Any = count / _at_least_one(count - (1.0 + spec.eps))
     return keras2 if spec.running_correction == "n-1-eps" else keras2 * bessel
+
+
+def _nothing(count: Any) -> bool:
+    if isinstance(count, int | float):
+        return False  # an empty batch is the caller's business: `empty_batch`
+    return not bool(array_namespace(count).any(count > 0))
 
 
 def _where_counted(count: Array, counted: Array, otherwise: Array) -> Array:

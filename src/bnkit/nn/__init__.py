@@ -4,6 +4,9 @@ from bnkit.nn import functional as functional
 from bnkit.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from bnkit.nn.batch_norm import BatchNorm2d as BatchNorm2d
 from bnkit.nn.batch_norm import BatchNorm3d as BatchNorm3d
+from bnkit.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
+from bnkit.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
+from bnkit.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
 from bnkit.nn.lazy import LazyBatchNorm1d as LazyBatchNorm1d
 from bnkit.nn.lazy import LazyBatchNorm2d as LazyBatchNorm2d
 from bnkit.nn.lazy import LazyBatchNorm3d as LazyBatchNorm3d

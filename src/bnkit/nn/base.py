@@ -3,18 +3,19 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 
-from bnkit.core import InputError, NonFiniteError, NonFiniteWarning
-from bnkit.nn.checks import check_rank
+from bnkit.core import InputError, NonFiniteWarning
+from bnkit.nn.checks import check_policy, check_rank
 from bnkit.nn.functional import batch_norm
 from bnkit.nn.naming import qualified_name
-from bnkit.ops import NonFinitePolicy
+from bnkit.ops import IDENTITY, Activation, NonFinitePolicy
+from bnkit.ops.plain import is_plain
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -46,14 +47,18 @@ class BatchNormBase(_TorchBatchNorm):
 
     def forward(self, input: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n c *spatial"]:
         """Normalize; in training also average the batch into the running statistics."""
+        return self._normalize(input)
+
+    def _normalize(
+        self, input: Tensor, residual: Tensor | None = None, act: Activation = IDENTITY
+    ) -> Tensor:
         where = partial(qualified_name, self)
+        if not isinstance(input, Tensor):
+            return self._as_leaf(where, input, residual)
         check_rank(where, input, self.ranks)
         untracked = self.running_mean is None and self.running_var is None
         tracks = self.track_running_stats or not self.training
-        if self.momentum is None and self.num_batches_tracked is None:
-            momentum = 0.0
-        else:
-            momentum = self.momentum
+        no_counter = self.momentum is None and self.num_batches_tracked is None
         y = batch_norm(
             input,
             self.running_mean if tracks else None,
@@ -61,10 +66,12 @@ class BatchNormBase(_TorchBatchNorm):
             self.weight,
             self.bias,
             self.training or untracked,
-            momentum,
+            0.0 if no_counter else self.momentum,
             self.eps,
             num_batches_tracked=self.num_batches_tracked if tracks else None,
-            nonfinite_batches=self.nonfinite_batches if tracks else None,
+            nonfinite_batches=self._left_out(input) if tracks else None,
+            residual=residual,
+            act=act,
             on_nonfinite=self.on_nonfinite,
             where=where,
         )
@@ -72,6 +79,25 @@ class BatchNormBase(_TorchBatchNorm):
         if self.training and input.device.type == "cpu" and not torch.compiler.is_compiling():
             self._report_nonfinite(where)
         return y
+
+    def _left_out(self, input: Tensor) -> Tensor | None:
+        """The counter of batches left out, where the input is."""
+        counter = self.nonfinite_batches
+        if counter is None or not self.training or torch.compiler.is_exporting():
+            return None
+        if counter.device != input.device:
+            self.nonfinite_batches = counter = torch.zeros_like(counter, device=input.device)
+            self._reported = 0
+        return counter
+
+    def _as_leaf(self, where: Callable[[], str], input: Any, residual: Any) -> Any:
+        """One node of a symbolic trace, as torch's layers are."""
+        if isinstance(input, torch.fx.Proxy):
+            tracer: Any = input.tracer
+            given = (input,) if residual is None else (input, residual)
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), given, {})
+        msg = f"{where()}: expected a torch.Tensor, got {type(input).__name__}. Convert it first."
+        raise InputError(msg)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  the signature of torch
         """Set the mode, as in torch; also reports batches that were left out on a GPU."""
@@ -93,18 +119,13 @@ class BatchNormBase(_TorchBatchNorm):
 
     def _extend(self, on_nonfinite: NonFinitePolicy) -> None:
         """Add what torch's layer lacks; also called on a layer that was torch's."""
-        if on_nonfinite not in get_args(NonFinitePolicy):
-            msg = (
-                f"{type(self).__name__}: on_nonfinite must be one of "
-                f"{', '.join(map(repr, get_args(NonFinitePolicy)))}, got {on_nonfinite!r}."
-            )
-            raise InputError(msg)
+        check_policy(lambda: type(self).__name__, on_nonfinite)
         self.on_nonfinite = on_nonfinite
         self._reported = 0
-        counter = None
-        if self.running_mean is not None:
-            counter = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
-        self.register_buffer("nonfinite_batches", counter, persistent=False)
+        # no buffer: nothing that copies, synchronizes or initializes buffers should touch it
+        device = None if self.running_mean is None else self.running_mean.device
+        counter = None if device is None else torch.zeros((), dtype=torch.long, device=device)
+        self.__dict__["nonfinite_batches"] = counter
         self._widen_statistics({})
 
     def _widen_statistics(self, originals: dict[str, Tensor | None]) -> None:
@@ -126,6 +147,14 @@ class BatchNormBase(_TorchBatchNorm):
         originals = {name: self._buffers.get(name) for name in _STATISTICS}
         super()._apply(fn, recurse)
         self._widen_statistics(originals)
+        counter = self.__dict__.get("nonfinite_batches")
+        mean = self._buffers.get("running_mean")
+        if counter is not None and mean is not None and mean.device != counter.device:
+            meta = counter.device.type == "meta"
+            moved = (
+                torch.zeros_like(counter, device=mean.device) if meta else counter.to(mean.device)
+            )
+            self.__dict__["nonfinite_batches"] = moved
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -136,18 +165,18 @@ class BatchNormBase(_TorchBatchNorm):
         counter = getattr(self, "nonfinite_batches", None)
         if counter is None or counter.device.type == "meta":
             return
+        if not is_plain((counter,)):
+            return
         total = int(counter)
         first = self._reported == 0
-        if total == self._reported:
+        if total <= self._reported:
+            self._reported = total
             return
         self._reported = total
-        message = (
-            f"{where()}: NaN or infinity in the input; {total} batch(es) so far did not enter the "
-            "running statistics. Find where it overflows, e.g. with "
-            "torch.autograd.detect_anomaly()"
-        )
-        if self.on_nonfinite == "raise":
-            msg = f"{message}, or use on_nonfinite='skip'."
-            raise NonFiniteError(msg)
         if first:
-            warnings.warn(f"{message}.", NonFiniteWarning, stacklevel=3)
+            message = (
+                f"{where()}: NaN or infinity in the statistics of a batch; {total} batch(es) so "
+                "far did not enter the running statistics. Find where it overflows, e.g. with "
+                "torch.autograd.detect_anomaly()."
+            )
+            warnings.warn(message, NonFiniteWarning, stacklevel=3)

@@ -35,8 +35,8 @@ class BatchNorm2d(BatchNormBase, torch.nn.BatchNorm2d):
         dtype: Dtype of the parameters; the statistics are never narrower than float32.
         bias: Learn a bias, where `affine`.
         on_nonfinite: `"skip"` leaves such a batch out, `"propagate"` averages it in as torch
-            does, `"raise"` leaves it out and stops. Under `torch.compile` and on a GPU the next
-            call of `train()` or `eval()` warns or raises.
+            does, `"raise"` leaves it out and stops. A compiled graph cannot stop, and reading a
+            counter on a GPU would wait for it: there the next `train()` or `eval()` warns.
 
     Raises:
         InputError: Input of wrong rank, channels, dtype or device; `eps <= 0` or one value per

@@ -3,13 +3,21 @@
 import warnings
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bnkit import ops
 from bnkit.core import EmptyBatchWarning, InputError
-from bnkit.nn.checks import check_batch, check_eval_eps, check_tensors
-from bnkit.ops import NonFinitePolicy, StatisticsBuffers
+from bnkit.nn.checks import (
+    check_batch,
+    check_eval_eps,
+    check_finite,
+    check_policy,
+    check_residual,
+    check_tensors,
+)
+from bnkit.ops import IDENTITY, Activation, NonFinitePolicy, StatisticsBuffers
 
 
 def batch_norm(
@@ -24,10 +32,12 @@ def batch_norm(
     *,
     num_batches_tracked: Int[Tensor, ""] | None = None,
     nonfinite_batches: Int[Tensor, ""] | None = None,
+    residual: Float[Tensor, "n c *spatial"] | None = None,
+    act: Activation = IDENTITY,
     on_nonfinite: NonFinitePolicy = "propagate",
     where: Callable[[], str] = lambda: "batch_norm",
 ) -> Float[Tensor, "n c *spatial"]:
-    """Batch norm over dimension 1, like `torch.nn.functional.batch_norm`.
+    """Batch norm over dimension 1, like `torch.nn.functional.batch_norm`; `act(y + residual)`.
 
     Training normalizes with the statistics of the batch (variance divided by n) and averages
     them into the running ones (variance divided by n - 1, weight `momentum` for the new batch).
@@ -44,6 +54,8 @@ def batch_norm(
         eps: Added to the variance; positive in training.
         num_batches_tracked: Incremented by each batch that enters the running statistics.
         nonfinite_batches: Incremented by each batch that was left out.
+        residual: Added before the activation; shaped like the input.
+        act: Fused behind the batch norm; `bnkit.ops.activation` makes it from a name.
         on_nonfinite: Whether a batch with NaN or infinity enters the running statistics.
             `"propagate"` is what torch does; the layers use `"skip"`.
         where: Called for the name at the head of an error message.
@@ -54,6 +66,8 @@ def batch_norm(
     Raises:
         InputError: Wrong rank, channels, dtype or device; `eps <= 0` or one value per channel in
             training.
+        NonFiniteError: With `on_nonfinite="raise"`, after nothing was changed; not from a
+            compiled graph.
 
     Example:
         >>> import torch, bnkit.nn.functional as F
@@ -70,14 +84,18 @@ def batch_norm(
         "bias": bias,
     }
     check_tensors(where, input, named)
+    check_residual(where, input, residual)
+    check_policy(where, on_nonfinite)
     if not training:
         check_eval_eps(where, eps)
         if running_mean is None or running_var is None:
             msg = f"{where()}: running_mean and running_var must be given unless training=True."
             raise InputError(msg)
-        return ops.batch_norm_eval(input, (running_mean, running_var), weight, bias, eps)
+        return ops.batch_norm_eval(
+            input, (running_mean, running_var), weight, bias, eps, residual=residual, act=act
+        )
     check_batch(where, input, eps)
-    y, batch = ops.batch_norm_train(input, weight, bias, eps)
+    y, batch = ops.batch_norm_train(input, weight, bias, eps, residual=residual, act=act)
     if input.numel() == 0:
         warnings.warn(
             f"{where()}: the batch is empty (input of shape {tuple(input.shape)}); the running "
@@ -88,4 +106,6 @@ def batch_norm(
         return y
     buffers = StatisticsBuffers(running_mean, running_var, num_batches_tracked, nonfinite_batches)
     ops.commit_statistics(buffers, batch, momentum, on_nonfinite)
+    if on_nonfinite == "raise" and not torch.compiler.is_compiling():
+        check_finite(where, batch)
     return y

@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from torch import nn
 
 
@@ -30,6 +31,8 @@ def qualified_name(layer: nn.Module) -> str:
         '1' (BatchNorm1d)
     """
     kind = type(layer).__name__
+    if torch.compiler.is_compiling():
+        return kind  # a tracer has no stack to walk
     found = ""
     frame = sys._getframe(1)
     while frame is not None:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 from bnkit.core import ConversionError
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.nn.checks import check_policy
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnkit.ops import NonFinitePolicy
 
@@ -24,7 +25,7 @@ _TWINS: dict[type, type] = {
     nn.LazyBatchNorm3d: LazyBatchNorm3d,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _TWINS.items()}
-_ADDED = ("on_nonfinite", "_reported", "_narrow")
+_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches")
 _PROBE_SPATIAL = {BatchNorm1d: (5,), BatchNorm2d: (3, 4), BatchNorm3d: (2, 3, 2)}
 
 
@@ -64,6 +65,7 @@ def replace_(
         The names replaced and kept.
 
     Raises:
+        InputError: An unknown `on_nonfinite`.
         ConversionError: With `strict`, a layer that cannot be replaced without losing behaviour;
             nothing has been changed then.
 
@@ -77,6 +79,7 @@ def replace_(
         >>> bnkit.nn.restore_(model).replaced, type(model[1]) is torch.nn.BatchNorm2d
         (('1',), True)
     """
+    check_policy(lambda: "replace_", on_nonfinite)
     plan, kept = [], {}
     for name, layer in model.named_modules():
         if not isinstance(layer, _TorchBatchNorm) or isinstance(layer, BatchNormBase):
@@ -121,8 +124,6 @@ def restore_(model: nn.Module) -> Replacement:
             layer._buffers[buffer] = stored.to(dtype)
         for attribute in _ADDED:
             layer.__dict__.pop(attribute, None)
-        layer._buffers.pop("nonfinite_batches", None)
-        layer._non_persistent_buffers_set.discard("nonfinite_batches")
         layer.__class__ = original
         restored.append(name)
     return Replacement(tuple(restored), {})

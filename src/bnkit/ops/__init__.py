@@ -1,6 +1,7 @@
 """Batch norm on torch tensors: operators, the kernels behind them, in-place statistics."""
 
 from bnkit.ops import schema as schema  # registers the operators and the kernels
+from bnkit.ops.activation import IDENTITY as IDENTITY
 from bnkit.ops.activation import Activation as Activation
 from bnkit.ops.activation import activation as activation
 from bnkit.ops.commit import NonFinitePolicy as NonFinitePolicy

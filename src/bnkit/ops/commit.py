@@ -41,7 +41,8 @@ def commit_statistics(
     The variance is stored with Bessel's correction. `ema_weight=None` weighs batch number t with
     1 / t, read from the counter on its device: no synchronisation, no graph break. It works
     inside `torch.func` transforms, where a plain in-place update is refused; under `vmap` the
-    moments of all slices are merged and make one update.
+    moments of all slices are merged and make one update, or each slice updates its own statistics
+    where these are batched too.
 
     Args:
         buffers: Changed in place.
@@ -101,6 +102,8 @@ class _Commit(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, None]:
         mean, m2, count, options, *tensors = inputs
+        if any(d is not None for d in in_dims[4:]):
+            return _each_slice(info.batch_size, in_dims, inputs), None
         mean, m2 = (
             _to_front(v, d, info.batch_size) for v, d in zip((mean, m2), in_dims[:2], strict=True)
         )
@@ -109,6 +112,18 @@ class _Commit(Function):
             whole = merge(whole, Moments(count, mean[i], m2[i]))
         out = _Commit.apply(whole.mean, whole.m2, whole.count, options, *tensors)
         return out, None
+
+
+def _each_slice(size: int, in_dims: tuple, inputs: tuple) -> Tensor:
+    """Statistics that are batched themselves, as an ensemble's are: each slice updates its own."""
+    mean, m2, count, options, *tensors = inputs
+    for i in range(size):
+        parts = [
+            v if d is None else v.select(d, i)
+            for v, d in zip((mean, m2, *tensors), (*in_dims[:2], *in_dims[4:]), strict=True)
+        ]
+        out = _Commit.apply(parts[0], parts[1], count, options, *parts[2:])
+    return out
 
 
 def _to_front(v: Tensor, dim: int | None, size: int) -> Tensor:

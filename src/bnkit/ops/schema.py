@@ -14,9 +14,11 @@ from torch import Tensor
 from bnkit.ops.activation import Activation
 from bnkit.ops.kernels.numba_cpu import NUMBA
 from bnkit.ops.kernels.reference import REFERENCE
+from bnkit.ops.kernels.triton_gpu import TRITON
 from bnkit.ops.registry import Affine, choose, register
 
 register(NUMBA)
+register(TRITON)
 register(REFERENCE)
 
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"

@@ -12,9 +12,9 @@ from numba.extending import intrinsic, overload
 
 # NaN and infinity keep their meaning, and nothing is reordered: (a - c) + (b - c) must not become
 # (a + b) - 2 c, which loses the digits that the subtraction was there to save.
-_STRICT = {"contract", "nsz"}
+STRICT = {"contract", "nsz"}
 # A sum along the vectorised direction can only be vectorised by reordering it.
-_SUMS = _STRICT | {"reassoc"}
+_SUMS = STRICT | {"reassoc"}
 
 _LOG2_E = np.float32(1 / math.log(2))
 _LIMIT = np.float32(126)
@@ -27,7 +27,7 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
 
 def compiled(function: Callable) -> Any:
     """Compile a loop with Numba: without the GIL, and cached on disk."""
-    return numba.njit(nogil=True, cache=True, fastmath=_STRICT, error_model="numpy")(function)
+    return numba.njit(nogil=True, cache=True, fastmath=STRICT, error_model="numpy")(function)
 
 
 def compiled_sums(function: Callable) -> Any:
@@ -52,6 +52,10 @@ def sigmoid(z: float) -> float:
     return 1 / (1 + math.exp(-z))
 
 
+def _sigmoid_wide(z: Any) -> Any:
+    return 1 / (1 + math.exp(-z))
+
+
 def _sigmoid_narrow(z: Any) -> Any:
     t = min(max(-z * _LOG2_E, -_LIMIT), _LIMIT)
     n = math.floor(t + _HALF)
@@ -61,6 +65,6 @@ def _sigmoid_narrow(z: Any) -> Any:
     return _ONE / (_ONE + p * power)
 
 
-@overload(sigmoid, jit_options={"fastmath": _STRICT}, inline="always")
+@overload(sigmoid, jit_options={"fastmath": STRICT}, inline="always")
 def _choose_sigmoid(z: Any) -> Callable:
-    return _sigmoid_narrow if z == types.float32 else sigmoid
+    return _sigmoid_narrow if z == types.float32 else _sigmoid_wide

@@ -1,6 +1,6 @@
 """How a tensor lies in memory, and its values as the loops take them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,36 +47,12 @@ def same_memory(x: Tensor, other: Tensor) -> bool:
     return alike and other.stride() == x.stride()
 
 
-def flat(x: Tensor) -> np.ndarray:
-    """The values in the order of memory."""
-    array = x.detach().numpy()
-    if not x.is_contiguous():
-        array = np.moveaxis(array, 1, -1)
-    return array.reshape(-1)
-
-
-def flat_outputs(outputs: tuple[Tensor, Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
-    """The values of gradients by x and by the residual; empty for none."""
-    first, second = outputs
-    return flat(first), _EMPTY[first.dtype] if second is None else flat(second)
-
-
-def added(affine: Affine, x: Tensor) -> np.ndarray:
-    """The values of the residual; empty for none."""
-    return _EMPTY[x.dtype] if affine.residual is None else flat(affine.residual)
-
-
 def parameters_of(affine: Affine, c: int, dtype: torch.dtype) -> np.ndarray:
     """Rows weight and bias in a dtype, 1 and 0 where not given."""
     rows = np.empty((2, c), _EMPTY[dtype].dtype)
     for row, (given, default) in zip(rows, ((affine.weight, 1), (affine.bias, 0)), strict=True):
         row[:] = default if given is None else given.detach().to(dtype).numpy()
     return rows
-
-
-def slope_of(affine: Affine, x: Tensor) -> Any:
-    """The slope of the leaky ReLU in the dtype of x."""
-    return numpy_dtype(x).type(affine.act.slope)
 
 
 def numpy_dtype(x: Tensor) -> np.dtype:
@@ -108,3 +84,8 @@ def converted(x: Tensor, parameter: Tensor | None) -> Tensor | None:
 
 
 _EMPTY = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+
+
+def numbers_of(affine: Affine) -> np.ndarray:
+    """What a task needs besides addresses and sizes: eps and the slope of the leaky ReLU."""
+    return np.array([affine.eps, affine.act.slope])

@@ -6,25 +6,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnkit.ops.kernels import threads
 from bnkit.ops.kernels.memory import (
     TYPES,
     Memory,
-    added,
     address,
-    flat,
     known_memory,
     memory_of,
     numpy_dtype,
     parameters_of,
     same_memory,
-    slope_of,
 )
 from bnkit.ops.kernels.numba_one_call import backward_at_once, evaluate_at_once, train_at_once
-from bnkit.ops.kernels.numba_planes import backward_planes, train_planes
+from bnkit.ops.kernels.numba_planes import backward_planes, forward_planes, train_planes
 from bnkit.ops.kernels.numba_rows import backward_rows, forward_rows, train_rows
 from bnkit.ops.registry import Affine, Backward, Kernel, Train
 
+# Below this many values a parallel region costs more than it saves.
+_SMALL = 1 << 15
 _NARROW = (torch.float16, torch.bfloat16)
 _INSTALLED = find_spec("numba") is not None
 
@@ -82,7 +80,7 @@ def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
         wide = (mean.float(), var.float())
         return evaluate(x.float(), *wide, _widened(affine)).to(x.dtype)
     memory = known_memory(x)
-    n, c, s = memory.shape
+    c = memory.shape[1]
     y = torch.empty_like(x)
     if _one_call(x, memory):
         return evaluate_at_once(x, y, (mean, var), affine, memory)
@@ -91,17 +89,7 @@ def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     table[0] = mean.numpy()
     table[1] = parameters[0] / np.sqrt(var.numpy().astype(np.float64) + affine.eps)
     table[2] = parameters[1]
-    if memory.rows:
-        forward_rows(x, y, affine, (n * s, c), table)
-    else:
-        from bnkit.ops.kernels.planes import planes_forward
-
-        loop = planes_forward(affine.act.name, affine.residual is not None)
-        arrays = flat(x), added(affine, x), flat(y)
-        parts = threads.split(c, threads.workers(x.numel()))
-        threads.run(
-            lambda i: loop(*arrays, memory.shape, parts[i], table, slope_of(affine, x)), parts
-        )
+    (forward_rows if memory.rows else forward_planes)(x, y, affine, memory, table)
     return y
 
 
@@ -154,9 +142,9 @@ def commit(
 
 
 def _one_call(x: Tensor, memory: Memory) -> bool:
-    """Whether one thread and one compiled call do best: rows gain from folding when many."""
+    """Whether one thread and one compiled call do best; many rows gain from folding."""
     values = x.numel()
-    return values < threads.SERIAL or (not memory.rows and threads.workers(values) == 1)
+    return values < _SMALL or (not memory.rows and torch.get_num_threads() == 1)
 
 
 def _widened(affine: Affine) -> Affine:

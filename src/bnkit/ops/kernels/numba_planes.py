@@ -1,10 +1,16 @@
 """Planes over several threads: each takes a range of channels."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from bnkit.ops.kernels import threads
-from bnkit.ops.kernels.memory import Memory, added, flat, flat_outputs, planes_in_cache, slope_of
+from bnkit.ops.kernels.memory import (
+    TYPES,
+    Memory,
+    address,
+    numbers_of,
+    planes_in_cache,
+)
 from bnkit.ops.registry import Affine
 
 
@@ -12,17 +18,31 @@ def train_planes(
     x: Tensor, y: Tensor, affine: Affine, memory: Memory, parameters: np.ndarray
 ) -> np.ndarray:
     """Training forward into y; returns mean and m2."""
-    from bnkit.ops.kernels.planes import planes_train
+    from bnkit.ops.kernels import openmp, tasks
+
+    n, c, s = memory.shape
+    work = tasks.train_planes_task(TYPES[x.dtype], *_kind(affine))
+    statistics, table, numbers = (
+        np.empty((2, c)),
+        np.empty_like(parameters, shape=(3, c)),
+        numbers_of(affine),
+    )
+    arrays = parameters, statistics, table, numbers
+    addresses = *_addresses(x, affine.residual, y), *(a.ctypes.data for a in arrays)
+    sizes = n, c, s, planes_in_cache(x, memory)
+    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *sizes))
+    return statistics
+
+
+def forward_planes(x: Tensor, y: Tensor, affine: Affine, memory: Memory, table: np.ndarray) -> None:
+    """Inference forward into y, from rows mean, scale and shift of `table`."""
+    from bnkit.ops.kernels import openmp, tasks
 
     c = memory.shape[1]
-    loop = planes_train(affine.act.name, affine.residual is not None)
-    statistics, table = np.empty((2, c)), np.empty((3, c), parameters.dtype)
-    arrays = flat(x), added(affine, x), flat(y)
-    parts = threads.split(c, threads.workers(x.numel()))
-    block = planes_in_cache(x, memory)
-    results = parameters, affine.eps, statistics, table, slope_of(affine, x)
-    threads.run(lambda i: loop(*arrays, memory.shape, parts[i], block, *results), parts)
-    return statistics
+    work = tasks.forward_planes_task(TYPES[x.dtype], *_kind(affine))
+    numbers = numbers_of(affine)
+    addresses = *_addresses(x, affine.residual, y), table.ctypes.data, numbers.ctypes.data
+    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *memory.shape))
 
 
 def backward_planes(
@@ -32,16 +52,24 @@ def backward_planes(
     tables: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """Gradients by x and the residual into `outputs`; returns those of weight and bias."""
-    from bnkit.ops.kernels.planes import planes_backward
+    from bnkit.ops.kernels import openmp, tasks
 
     grad_y, x, affine = given
     table, invstd = tables
-    c = memory.shape[1]
-    loop = planes_backward(affine.act.name, affine.residual is not None)
-    sums = np.empty((2, c))
-    arrays = flat(grad_y), flat(x), added(affine, x), *flat_outputs(outputs)
-    parts = threads.split(c, threads.workers(x.numel()))
+    n, c, s = memory.shape
+    work = tasks.backward_planes_task(TYPES[x.dtype], *_kind(affine))
+    sums, numbers = np.empty((2, c)), numbers_of(affine)
+    arrays = table, invstd, sums, numbers
+    addresses = _addresses(grad_y, x, affine.residual, *outputs)
     block = max(1, planes_in_cache(x, memory) // 2)
-    rest = table, invstd, sums, slope_of(affine, x)
-    threads.run(lambda i: loop(*arrays, memory.shape, parts[i], block, *rest), parts)
+    sizes = *(a.ctypes.data for a in arrays), n, c, s, block
+    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *sizes))
     return sums
+
+
+def _kind(affine: Affine) -> tuple[str, bool]:
+    return affine.act.name, affine.residual is not None
+
+
+def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
+    return tuple(address(t) for t in tensors)

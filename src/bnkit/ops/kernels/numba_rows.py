@@ -1,12 +1,11 @@
 """Rows over several threads: each takes a range of rows, and their moments are merged."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
 
-from bnkit.ops.kernels import threads
-from bnkit.ops.kernels.memory import Memory, added, flat, flat_outputs, rows_in_cache, slope_of
+from bnkit.ops.kernels.memory import TYPES, Memory, address, numbers_of, rows_in_cache
 from bnkit.ops.registry import Affine
 
 # Rows at least this wide keep the vector units busy.
@@ -17,43 +16,31 @@ def train_rows(
     x: Tensor, y: Tensor, affine: Affine, memory: Memory, parameters: np.ndarray
 ) -> np.ndarray:
     """Training forward into y; returns mean and m2."""
-    from bnkit.ops.kernels.rows import rows_moments
-
     n, c, s = memory.shape
-    fold, whole = _folded(n * s, c)
-    values, width = flat(x), fold * c
-    parts = threads.split(whole, threads.workers(x.numel()))
-    partial = np.empty((len(parts) + 1, 2, width))
-    block = rows_in_cache(x, width)
-    threads.run(lambda i: rows_moments(values, parts[i], block, *partial[i]), parts)
-    counts = [b - a for a, b in parts]
-    rest = n * s - whole * fold
-    mean, m2 = _merged_columns(partial[: len(parts)], counts, fold)
-    if rest:
-        rows_moments(values[whole * width :], (0, rest), block, *partial[-1, :, :c])
-        tail = np.stack([np.stack([mean, m2]), partial[-1, :, :c]])
-        mean, m2 = _merged(tail, [whole * fold, rest])
-    table = np.empty((3, c), parameters.dtype)
+    statistics = _moments(x, memory)
+    mean, m2 = statistics
+    table = np.empty_like(parameters, shape=(3, c))
     table[0], table[2] = mean, parameters[1]
     table[1] = parameters[0] / np.sqrt(m2 / (n * s) + affine.eps)
-    forward_rows(x, y, affine, (n * s, c), table)
-    return np.stack([mean, m2])
+    forward_rows(x, y, affine, memory, table)
+    return statistics
 
 
-def forward_rows(
-    x: Tensor, y: Tensor, affine: Affine, size: tuple[int, int], table: np.ndarray
-) -> None:
+def forward_rows(x: Tensor, y: Tensor, affine: Affine, memory: Memory, table: np.ndarray) -> None:
     """Inference forward into y, from rows mean, scale and shift of `table`."""
-    from bnkit.ops.kernels.rows import rows_forward
+    from bnkit.ops.kernels import openmp, tasks
 
-    m, c = size
-    loop = rows_forward(affine.act.name, affine.residual is not None)
-    arrays, slope = (flat(x), added(affine, x), flat(y)), slope_of(affine, x)
+    work = tasks.forward_rows_task(TYPES[x.dtype], affine.act.name, affine.residual is not None)
+    numbers = numbers_of(affine)
+    places = tuple(address(t) for t in (x, affine.residual, y))
 
-    def body(part: tuple[int, int], start: int, columns: np.ndarray) -> None:
-        loop(*(a[start:] for a in arrays), part, columns, slope)
+    def forward(start: int, rows: int, columns: np.ndarray) -> None:
+        width = columns.shape[1]
+        parts = openmp.threads(rows * width, rows)
+        tables = columns.ctypes.data, numbers.ctypes.data
+        openmp.run(work, parts, (*_from(places, start, x), *tables, rows, width))
 
-    _over_rows(x, (m, c), table, body)
+    _over_rows(memory, table, forward)
 
 
 def backward_rows(
@@ -63,72 +50,91 @@ def backward_rows(
     tables: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """Gradients by x and the residual into `outputs`; returns those of weight and bias."""
-    from bnkit.ops.kernels.rows import rows_backward, rows_sums
+    from bnkit.ops.kernels import openmp, tasks
 
     grad_y, x, affine = given
     table, invstd = tables
     n, c, s = memory.shape
-    kind = affine.act.name, affine.residual is not None
-    slope = slope_of(affine, x)
-    sum_loop, grad_loop = rows_sums(*kind), rows_backward(*kind)
-    reads = flat(grad_y), flat(x), added(affine, x)
-    writes = flat_outputs(outputs)
-    found: list[np.ndarray] = []
+    kind = TYPES[x.dtype], affine.act.name, affine.residual is not None
+    summing, writing = tasks.rows_sums_task(*kind), tasks.backward_rows_task(*kind)
+    numbers = numbers_of(affine)
+    reads = tuple(address(t) for t in (grad_y, x, affine.residual))
+    writes = tuple(address(t) for t in outputs)
+    sums = np.zeros((2, c))
 
-    def add(part: tuple[int, int], start: int, columns: np.ndarray) -> None:
+    def add(start: int, rows: int, columns: np.ndarray) -> None:
         width = columns.shape[1]
-        sums = np.empty((2, width))
-        block = rows_in_cache(x, width)
-        sum_loop(*(a[start:] for a in reads), part, block, columns, sums, slope)
-        found.append(sums.reshape(2, -1, c).sum(1))
+        parts = openmp.threads(rows * width, rows)
+        partial = np.empty((parts, 2, width))
+        places = columns.ctypes.data, partial.ctypes.data, numbers.ctypes.data
+        sizes = rows, width, rows_in_cache(x, width)
+        openmp.run(summing, parts, (*_from(reads, start, x), *places, *sizes))
+        sums[:] += partial.sum(0).reshape(2, -1, c).sum(1)
 
-    _over_rows(x, (n * s, c), table, add)
-    sums = np.sum(found, axis=0)
+    _over_rows(memory, table, add)
     sums[0] *= invstd
     lines = np.empty((2, c))
     lines[0] = -table[1] * invstd * sums[0] / (n * s)
     lines[1] = -table[1] * sums[1] / (n * s)
 
-    def write(part: tuple[int, int], start: int, columns: np.ndarray) -> None:
-        arrays = (*(a[start:] for a in reads), *(a[start:] for a in writes))
-        grad_loop(*arrays, part, columns[:3], columns[3:], slope)
+    def write(start: int, rows: int, columns: np.ndarray) -> None:
+        width = columns.shape[1]
+        parts = openmp.threads(rows * width, rows)
+        places = columns.ctypes.data, columns[3:].ctypes.data, numbers.ctypes.data
+        starts = _from((*reads, *writes), start, x)
+        openmp.run(writing, parts, (*starts, *places, rows, width))
 
-    _over_rows(x, (n * s, c), np.concatenate([table, lines]).astype(table.dtype), write)
+    _over_rows(memory, np.concatenate([table, lines]).astype(table.dtype), write)
     return sums
 
 
-def _over_rows(x: Tensor, size: tuple[int, int], table: np.ndarray, body: Any) -> None:
-    """Call `body(part, start, columns)` for all rows: folded to a useful width, then the rest."""
-    m, c = size
-    fold, whole = _folded(m, c)
-    parts = threads.split(whole, threads.workers(x.numel()))
-    wide = np.tile(table, (1, fold)) if fold > 1 else table
-    threads.run(lambda i: body(parts[i], 0, wide), parts)
+def _moments(x: Tensor, memory: Memory) -> np.ndarray:
+    from bnkit.ops.kernels import openmp, tasks
+
+    c = memory.shape[1]
+    work = tasks.rows_moments_task(TYPES[x.dtype])
+    found: list[tuple[np.ndarray, list[int]]] = []
+
+    def collect(start: int, rows: int, columns: np.ndarray) -> None:
+        width = columns.shape[1]
+        parts = openmp.threads(rows * width, rows)
+        partial = np.empty((parts, 2, width))
+        places = address(x) + start * x.element_size(), partial.ctypes.data
+        openmp.run(work, parts, (*places, rows, width, rows_in_cache(x, width)))
+        counts = [rows * (i + 1) // parts - rows * i // parts for i in range(parts)]
+        groups = partial.reshape(parts, 2, -1, c).transpose(0, 2, 1, 3).reshape(-1, 2, c)
+        found.append((groups, [k for k in counts for _ in range(width // c)]))
+
+    _over_rows(memory, np.empty((1, c)), collect)
+    groups = np.concatenate([g for g, _ in found])
+    return _merged(groups, [k for _, counts in found for k in counts])
+
+
+def _from(places: tuple[int, ...], start: int, x: Tensor) -> tuple[int, ...]:
+    """The addresses of value number `start`; what is not given stays not given."""
+    return tuple(p + start * x.element_size() if p else 0 for p in places)
+
+
+def _over_rows(
+    memory: Memory, table: np.ndarray, body: Callable[[int, int, np.ndarray], None]
+) -> None:
+    """Call `body(start, rows, columns)` for all rows: folded to a useful width, then the rest."""
+    n, c, s = memory.shape
+    m = n * s
+    fold = max(1, min(_WIDTH // c, m))
+    whole = m // fold
+    body(0, whole, np.tile(table, (1, fold)) if fold > 1 else table)
     rest = m - whole * fold
     if rest:
-        body((0, rest), whole * fold * c, table)
+        body(whole * fold * c, rest, table)
 
 
-def _folded(m: int, c: int) -> tuple[int, int]:
-    """Rows read as one, and the number of such rows."""
-    fold = max(1, min(_WIDTH // c, m))
-    return fold, m // fold
-
-
-def _merged_columns(partial: np.ndarray, counts: list[int], fold: int) -> np.ndarray:
-    mean, m2 = _merged(partial, counts)
-    if fold == 1:
-        return np.stack([mean, m2])
-    columns = np.stack([mean, m2]).reshape(2, fold, -1).transpose(1, 0, 2)
-    return np.stack(_merged(columns, [sum(counts)] * fold))
-
-
-def _merged(partial: np.ndarray, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _merged(partial: np.ndarray, counts: list[int]) -> np.ndarray:
     """Merge of all parts at once: the mean of means, and m2 within plus m2 between."""
     if len(counts) == 1:
-        return partial[0, 0], partial[0, 1]
+        return partial[0]
     weights = np.asarray(counts, np.float64)[:, None]
     means = partial[:, 0]
     shift = means[0]
     mean = shift + (weights * (means - shift)).sum(0) / weights.sum()
-    return mean, partial[:, 1].sum(0) + (weights * (means - mean) ** 2).sum(0)
+    return np.stack([mean, partial[:, 1].sum(0) + (weights * (means - mean) ** 2).sum(0)])

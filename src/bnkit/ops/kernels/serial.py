@@ -35,7 +35,7 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001  Numb
 
 
 # what Numba makes of the intrinsic takes one argument less than Python sees
-_pointer: Any = _as_pointer
+pointer: Any = _as_pointer
 
 
 @compiled
@@ -65,12 +65,12 @@ def train_serial(dtype: Any, act: str, residual: bool) -> Any:  # noqa: FBT001
     @compiled
     def run(x, added, y, weight, bias, statistics, n, c, s, rows, block, eps, slope):  # noqa: ANN001, ANN202
         size = n * c * s
-        xs = carray(_pointer(x), size, dtype)
-        ys = carray(_pointer(y), size, dtype)
-        rs = carray(_pointer(added), size if residual else 0, dtype)
-        ws = carray(_pointer(weight), c if weight else 0, dtype)
-        bs = carray(_pointer(bias), c if bias else 0, dtype)
-        out = carray(_pointer(statistics), (2, c), dtype)
+        xs = carray(pointer(x), size, dtype)
+        ys = carray(pointer(y), size, dtype)
+        rs = carray(pointer(added), size if residual else 0, dtype)
+        ws = carray(pointer(weight), c if weight else 0, dtype)
+        bs = carray(pointer(bias), c if bias else 0, dtype)
+        out = carray(pointer(statistics), (2, c), dtype)
         slope = dtype(slope)
         parameters = _parameters(ws, bs, c, xs)
         exact, affine = np.empty((2, c)), np.empty((3, c), dtype)
@@ -104,13 +104,13 @@ def eval_serial(dtype: Any, act: str, residual: bool) -> Any:  # noqa: FBT001
     @compiled
     def run(x, added, y, weight, bias, mean, var, n, c, s, rows, eps, slope):  # noqa: ANN001, ANN202
         size = n * c * s
-        xs = carray(_pointer(x), size, dtype)
-        ys = carray(_pointer(y), size, dtype)
-        rs = carray(_pointer(added), size if residual else 0, dtype)
-        ws = carray(_pointer(weight), c if weight else 0, dtype)
-        bs = carray(_pointer(bias), c if bias else 0, dtype)
-        means = carray(_pointer(mean), c, dtype)
-        variances = carray(_pointer(var), c, dtype)
+        xs = carray(pointer(x), size, dtype)
+        ys = carray(pointer(y), size, dtype)
+        rs = carray(pointer(added), size if residual else 0, dtype)
+        ws = carray(pointer(weight), c if weight else 0, dtype)
+        bs = carray(pointer(bias), c if bias else 0, dtype)
+        means = carray(pointer(mean), c, dtype)
+        variances = carray(pointer(var), c, dtype)
         slope = dtype(slope)
         parameters = _parameters(ws, bs, c, xs)
         affine = np.empty((3, c), dtype)
@@ -148,16 +148,16 @@ def backward_serial(dtype: Any, act: str, residual: bool) -> Any:  # noqa: FBT00
         n, c, s, rows, block, eps, slope,  # noqa: ANN001
     ):  # fmt: skip
         size, m = n * c * s, n * s
-        gs = carray(_pointer(grad), size, dtype)
-        xs = carray(_pointer(x), size, dtype)
-        rs = carray(_pointer(added), size if residual else 0, dtype)
-        gx = carray(_pointer(grad_x), size, dtype)
-        gr = carray(_pointer(grad_added), size if residual else 0, dtype)
-        ws = carray(_pointer(weight), c if weight else 0, dtype)
-        bs = carray(_pointer(bias), c if bias else 0, dtype)
-        means = carray(_pointer(mean), c, dtype)
-        squares = carray(_pointer(m2), c, dtype)
-        out = carray(_pointer(by_parameters), (2, c), dtype)
+        gs = carray(pointer(grad), size, dtype)
+        xs = carray(pointer(x), size, dtype)
+        rs = carray(pointer(added), size if residual else 0, dtype)
+        gx = carray(pointer(grad_x), size, dtype)
+        gr = carray(pointer(grad_added), size if residual else 0, dtype)
+        ws = carray(pointer(weight), c if weight else 0, dtype)
+        bs = carray(pointer(bias), c if bias else 0, dtype)
+        means = carray(pointer(mean), c, dtype)
+        squares = carray(pointer(m2), c, dtype)
+        out = carray(pointer(by_parameters), (2, c), dtype)
         slope = dtype(slope)
         parameters = _parameters(ws, bs, c, xs)
         affine, sums, inverse = np.empty((3, c), dtype), np.empty((2, c)), np.empty(c)
@@ -198,12 +198,12 @@ def commit_serial(dtype: Any) -> Any:
 
     @compiled
     def run(batch_mean, batch_m2, c, count, mean, var, tracked, left_out, weight, skip):  # noqa: ANN001, ANN202
-        new_mean = carray(_pointer(batch_mean), c, dtype)
-        m2 = carray(_pointer(batch_m2), c, dtype)
-        means = carray(_pointer(mean), c, dtype)
-        variances = carray(_pointer(var), c, dtype)
-        batches = carray(_pointer(tracked), 1 if tracked else 0, np.int64)
-        refused = carray(_pointer(left_out), 1 if left_out else 0, np.int64)
+        new_mean = carray(pointer(batch_mean), c, dtype)
+        m2 = carray(pointer(batch_m2), c, dtype)
+        means = carray(pointer(mean), c, dtype)
+        variances = carray(pointer(var), c, dtype)
+        batches = carray(pointer(tracked), 1 if tracked else 0, np.int64)
+        refused = carray(pointer(left_out), 1 if left_out else 0, np.int64)
         finite = True
         for k in range(c):
             finite = finite and math.isfinite(new_mean[k]) and math.isfinite(m2[k])

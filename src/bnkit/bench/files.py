@@ -1,0 +1,100 @@
+"""Files of the benchmark: checked before it runs, whole or not there, read back with a check."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bnkit.bench.results import SCHEMA
+from bnkit.core.errors import InputError, OutputError
+
+
+def check_writable(path: Path) -> None:
+    """Prove that a file can be written where it is wanted.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OutputError: Its folder does not exist or cannot be written, or it is a folder itself.
+    """
+    expected = f"{str(path)!r}: expected a file that can be written"
+    advice = "Choose another name."
+    if path.is_dir():
+        msg = f"{expected}, got a folder. {advice}"
+        raise OutputError(msg)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        msg = f"{expected}, got: {error.strerror or error}. {advice}"
+        raise OutputError(msg) from error
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let something write a temporary file beside `path`, then rename it.
+
+    Args:
+        path: The final name.
+        write: Is given the temporary name.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        msg = f"{str(path)!r}: expected to write there, got: {error.strerror or error}."
+        raise OutputError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_document(document: dict[str, Any], path: Path) -> Path:
+    """Write strict JSON: a number that is not finite is an error.
+
+    Args:
+        document: What `Report.to_dict` returns.
+        path: The file.
+
+    Returns:
+        `path`.
+    """
+    text = json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1)
+    return replace_file(path, lambda t: t.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read what `write_document` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The document.
+
+    Raises:
+        InputError: It is not there, is no JSON, or comes from something else.
+    """
+    expected = f"{str(path)!r}: expected the JSON of `bnkit bench`"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{expected}, got: {error.strerror or error}. Write one with --json."
+        raise InputError(msg) from error
+    except ValueError as error:
+        msg = f"{expected}, got a file that is no JSON ({error}). Write one with --json."
+        raise InputError(msg) from error
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA:
+        msg = f"{expected} with schema {SCHEMA!r}, got {found!r}. Write one with --json."
+        raise InputError(msg)
+    return document
