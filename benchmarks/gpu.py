@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.nn import functional
 
 from bnkit.bench.shapes import Shape, shapes_of
@@ -123,14 +124,13 @@ def errors(case: Case, device: str) -> list[float]:
         return [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
 
 
-def gate(device: str) -> list[str]:
+def gate(device: str, dtypes: list[str]) -> list[str]:
     """What is wrong, in words; empty if nothing is."""
     wrong = []
     shapes = ((4, 3, 9, 7), (2, 65, 4, 4))
     formats = ("contiguous", "channels_last")
-    for sizes, layout, dtype, operator in itertools.product(
-        shapes, formats, DTYPES.values(), OPERATORS
-    ):
+    for sizes, layout, name, operator in itertools.product(shapes, formats, dtypes, OPERATORS):
+        dtype = DTYPES[name]
         case = Case(sizes, layout, dtype, operator, "gate")
         worst = max(errors(case, device))
         if not worst <= TOLERANCE[dtype]:
@@ -185,7 +185,7 @@ def measure(case: Case, device: str, rounds: int, *, compiled: bool) -> list[dic
     if compiled:
         torch.compiler.reset()
         # its backward pass is run again and again
-        torch._functorch.config.donated_buffer = False
+        functorch_config.donated_buffer = False
         layers["compiled"] = torch.compile(lambda given: torchs(given, case.operator))
     clock, todo = Clock(device), list(works(case, device, layers))
     samples: dict[tuple[str, str], list[float]] = {(d, name): [] for d, name, _ in todo}
@@ -273,7 +273,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace, console: Console, device: str) -> int:
     """Gate, measure, print."""
-    wrong = gate(device)
+    wrong = gate(device, options.dtypes)
     if wrong:
         console.print("The kernels are wrong, nothing was timed:", *wrong, sep="\n")
         return 1

@@ -214,9 +214,9 @@ def test_a_network_that_learns_something_else_stops_the_run(monkeypatch):
     def wrong(name, provider):
         model = network(name, provider)
         if provider == "bnkit":
-            torch.nn.init.zeros_(model.head.bias)
+            model.head.weight.data *= 2
         return model
 
     monkeypatch.setattr(steps, "network", wrong)
     with pytest.raises(GateError, match="ResNet-18 with bnkit: expected gradients within"):
-        steps.measure_steps("ResNet-18", "contiguous", PLAN, batch=(2, 3, 32, 32))
+        steps.measure_steps("ResNet-18", "contiguous", PLAN, batch=(8, 3, 32, 32))

@@ -49,8 +49,9 @@ def test_the_kernels_in_the_interpreter():
 def test_the_benchmark_runs(tmp_path):
     script, result = ROOT / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
     environment = {k: v for k, v in os.environ.items() if k != "BNKIT_KERNEL"}
-    command = [sys.executable, str(script), "--smoke", "--json", str(result)]
+    command = [sys.executable, str(script), "--smoke", "--dtypes", "float32"]
     interpreted = {**environment, "TRITON_INTERPRET": "1"}
+    command += ["--json", str(result)]
     done = subprocess.run(command, env=interpreted, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
@@ -113,9 +114,9 @@ def test_a_launch_covers_the_tensor_once(heuristic, shape):
         assert all(size & (size - 1) == 0 for size in tile)
         assert (blocks - 1) * tile.channels < c <= blocks * tile.channels
         assert (parts - 1) * launch.each < launch.tiles <= parts * launch.each
-        assert launch.tiles == -(-n // tile.planes) * -(-s // tile.values)
+        assert launch.tiles == -(-n // tile.planes) * -(-s // tile.span)
         assert parts <= 65535
-        assert tile.planes * tile.values * tile.channels * itemsize <= 4 * 4096
+        assert tile.planes * tile.span * tile.channels * itemsize <= 4 * 4096
         assert launch.num_warps in (1, 2, 4, 8)
 
 

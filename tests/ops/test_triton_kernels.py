@@ -288,7 +288,7 @@ def test_the_interpreter_runs_only_when_forced():
 def _locate_kernel(offsets, shape, t, fixed: tl.constexpr):
     channel = tl.arange(0, fixed.channels)
     offset, inside = locate(t, channel, shape, fixed)
-    at = tl.arange(0, fixed.planes * fixed.values)[:, None] * fixed.channels + channel[None, :]
+    at = tl.arange(0, fixed.planes * fixed.span)[:, None] * fixed.channels + channel[None, :]
     tl.store(offsets + at, tl.where(inside, offset, -1))
 
 

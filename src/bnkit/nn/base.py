@@ -150,11 +150,9 @@ class BatchNormBase(_TorchBatchNorm):
         counter = self.__dict__.get("nonfinite_batches")
         mean = self._buffers.get("running_mean")
         if counter is not None and mean is not None and mean.device != counter.device:
+            blank = torch.zeros_like(counter, device=mean.device)
             meta = counter.device.type == "meta"
-            moved = (
-                torch.zeros_like(counter, device=mean.device) if meta else counter.to(mean.device)
-            )
-            self.__dict__["nonfinite_batches"] = moved
+            self.__dict__["nonfinite_batches"] = blank if meta else counter.to(mean.device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

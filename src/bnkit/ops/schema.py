@@ -44,7 +44,8 @@ def _train(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     affine = Affine(weight, bias, eps, residual, Activation(act, slope))
-    return tuple(choose(x, residual).train(x, affine))  # pyright: ignore[reportReturnType]
+    y, mean, m2 = choose(x, residual).train(x, affine)
+    return y, mean.clone(), m2.clone()  # results of an operator may not share memory
 
 
 def _train_backward(
@@ -62,7 +63,7 @@ def _train_backward(
     affine = Affine(weight, bias, eps, residual, Activation(act, slope))
     g = choose(x, residual).backward(grad_y, x, affine, mean, m2)
     by_residual = x.new_empty(0) if g.residual is None else g.residual
-    return g.x, g.weight, g.bias, by_residual
+    return g.x, g.weight.clone(), g.bias.clone(), by_residual
 
 
 def _eval(

@@ -44,7 +44,7 @@ def sums_kernel(arrays, partial, constants, work, fixed: tl.constexpr):
     per_channel = affine(constants[0], constants[1], channel, shape, fixed)
     wide = partial.dtype.element_ty
     # one sum for every position of the tile: nothing to wait for between tiles
-    positions: tl.constexpr = fixed.planes * fixed.values
+    positions: tl.constexpr = fixed.planes * fixed.span
     by_bias = tl.zeros([positions, width], wide)
     by_weight = tl.zeros([positions, width], wide)
     first = tl.program_id(1) * each

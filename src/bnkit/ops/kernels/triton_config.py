@@ -2,7 +2,7 @@
 
 Memory is seen as `(n, c, s)` with contiguous planes of s values. Channels-last is the same with
 `(n * s, c, 1)`, so that one set of kernels serves both. A program owns a block of channels and a
-run of tiles; a tile is `planes x values` positions of every channel of the block.
+run of tiles; a tile is `planes x span` positions of every channel of the block.
 
 The numbers are derived, not tuned: no GPU was at hand, and their speed is unmeasured.
 """
@@ -33,12 +33,12 @@ class Tile(NamedTuple):
 
     Attributes:
         planes: Planes (or rows, in channels-last).
-        values: Values of a plane.
+        span: Values of a plane.
         channels: Channels.
     """
 
     planes: int
-    values: int
+    span: int
     channels: int
 
 
@@ -47,7 +47,7 @@ class Constants(NamedTuple):
 
     Attributes:
         planes: As in `Tile`.
-        values: As in `Tile`.
+        span: As in `Tile`.
         channels: As in `Tile`.
         act: Name of the activation.
         slope: Of the leaky ReLU.
@@ -55,7 +55,7 @@ class Constants(NamedTuple):
     """
 
     planes: int
-    values: int
+    span: int
     channels: int
     act: str = "none"
     slope: float = 0.0
@@ -81,7 +81,7 @@ class Launch:
     num_warps: int
 
 
-MERGE = Tile(planes=64, values=1, channels=32)
+MERGE = Tile(planes=64, span=1, channels=32)
 """The tile of the kernels that merge parts: `planes` parts at a time."""
 
 
@@ -112,7 +112,7 @@ def streaming(shape: Shape, itemsize: int, processors: int) -> Launch:
     Example:
         >>> from bnkit.ops.kernels.triton_config import streaming
         >>> streaming((32, 256, 56 * 56), 4, 132)
-        Launch(tile=Tile(planes=1, values=4096, channels=1), grid=(256, 5), tiles=32, each=7, \
+        Launch(tile=Tile(planes=1, span=4096, channels=1), grid=(256, 5), tiles=32, each=7, \
 num_warps=8)
     """
     return _launch(shape, _LARGE * 4 // itemsize, processors)
@@ -137,10 +137,10 @@ def _launch(shape: Shape, size: int, processors: int) -> Launch:
     programs = _OCCUPANCY * processors
     tile = _rows(n, c, size) if s == 1 else _planes(shape, size, programs)
     blocks = _cdiv(c, tile.channels)
-    tiles = _cdiv(n, tile.planes) * _cdiv(s, tile.values)
+    tiles = _cdiv(n, tile.planes) * _cdiv(s, tile.span)
     parts = min(_cdiv(programs, blocks), tiles, _GRID)
     each = _cdiv(tiles, parts)
-    warps = tile.planes * tile.values * tile.channels // (32 * _PER_THREAD)
+    warps = tile.planes * tile.span * tile.channels // (32 * _PER_THREAD)
     return Launch(tile, (blocks, _cdiv(tiles, each)), tiles, each, max(1, min(warps, _WARPS)))
 
 

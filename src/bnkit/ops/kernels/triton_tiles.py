@@ -12,11 +12,11 @@ import triton.language as tl
 def locate(t, channel, shape, fixed: tl.constexpr):
     """Offsets of tile t and which of them exist: `(positions, channels)`."""
     n, c, s = shape
-    across = tl.cdiv(s, fixed.values)
-    i = tl.arange(0, fixed.planes * fixed.values)
+    across = tl.cdiv(s, fixed.span)
+    i = tl.arange(0, fixed.planes * fixed.span)
     # the products leave 32 bits in a tensor of more than 2**31 values
-    row = tl.cast(t // across, tl.int64) * fixed.planes + i // fixed.values
-    column = tl.cast(t % across, tl.int64) * fixed.values + i % fixed.values
+    row = tl.cast(t // across, tl.int64) * fixed.planes + i // fixed.span
+    column = tl.cast(t % across, tl.int64) * fixed.span + i % fixed.span
     offset = (row[:, None] * c + channel[None, :]) * s + column[:, None]
     inside = ((row < n) & (column < s))[:, None] & (channel < c)[None, :]
     return offset, inside
@@ -25,9 +25,9 @@ def locate(t, channel, shape, fixed: tl.constexpr):
 @triton.jit
 def positions(t, shape, fixed: tl.constexpr):
     """How many positions of tile t exist, the same for each of its channels."""
-    across = tl.cdiv(shape[2], fixed.values)
+    across = tl.cdiv(shape[2], fixed.span)
     planes = tl.minimum(shape[0] - (t // across) * fixed.planes, fixed.planes)
-    return planes * tl.minimum(shape[2] - (t % across) * fixed.values, fixed.values)
+    return planes * tl.minimum(shape[2] - (t % across) * fixed.span, fixed.span)
 
 
 @triton.jit
