@@ -1,6 +1,8 @@
 """The commands in this process: what they print, what they write, how they end."""
 
+import errno
 import json
+import signal
 
 import pytest
 from cyclopts import CycloptsError
@@ -95,7 +97,7 @@ def test_a_second_run_takes_over_what_is_finished(small, tmp_path, capsys, monke
     assert main(arguments) == 0
     second = capsys.readouterr().out
     assert "--fresh" not in first
-    assert "12 个部分 (--fresh" in second
+    assert "12 个部分（--fresh" in second
     assert first.splitlines()[0] == second.splitlines()[0]
     assert "页面" in second
     assert main([*arguments, "--fresh", "--quiet"]) == 0
@@ -111,6 +113,8 @@ def test_a_second_run_takes_over_what_is_finished(small, tmp_path, capsys, monke
         ["demo", "--seed", "-1"],
         ["demo", "--lang", "fr"],
         ["demo", "--out"],
+        ["demo", "--out", ""],
+        ["lab", "mofan", "--out", " "],
         ["demo", "extra"],
         ["lab", "mofam"],
         ["dmo"],
@@ -177,6 +181,71 @@ def test_interruption_says_what_is_kept_and_how_to_go_on(extra, advice, raising,
     assert last.startswith(f"bnkit: Stopped. Finished parts (1) are kept in {tmp_path / 'parts'}.")
     assert advice in last
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["other error", "no error"])
+def test_an_interrupt_that_a_library_swallows_is_still_one(
+    swallowed, small, tmp_path, monkeypatch, capsys
+):
+    """Inside matplotlib, Ctrl-C was seen to come out as a ValueError."""
+
+    def save(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if not swallowed:
+                msg = "Invalid bounding box"
+                raise ValueError(msg) from None
+        return []
+
+    monkeypatch.setattr("bnkit.viz.save_figures", save)
+    assert main(["lab", "mofan", "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr()
+    assert said.err.strip().splitlines()[-1].startswith("bnkit: Stopped. Finished parts (12)")
+    assert "bug" not in said.err
+    assert said.out == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_is_named_with_the_files_that_are_complete(
+    small, tmp_path, monkeypatch, capsys
+):
+    def full(figure, path, **_):
+        if "tanh" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(b"png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert main(["lab", "mofan", "--out", str(tmp_path)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device. Make room on the disk" in last
+    assert "Figures complete: mofan-relu.png." in last
+    assert "Files complete before: results.json, report.html." in last
+    assert "hoose" not in last
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", ""]) == 2
+    assert "expected the name of a folder, got an empty one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["keras3", "torch"], ["bnkit"], []], ids=" ".join)
+def test_spec_fits_80_columns_and_cuts_no_name(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["spec", *words]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(len(line) <= 80 for line in out.splitlines() if line.startswith((" ", "│", "┃")))
+    assert words == [] or "frozen_normalizes_with" in out
+
+
+def test_a_correction_made_twice_is_not_read_as_times_two(capsys):
+    assert main(["spec"]) == 0
+    assert "/(n-1) twice" in capsys.readouterr().out
+    assert main(["spec", "keras2.3-conv"]) == 0
+    assert "again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,16 @@ def test_every_framework_preset_is_covered():
     }
 
 
+def test_equinoxs_first_batch_takes_the_whole_gradient():
+    """It replaces the statistics, so that the batch is all of what normalizes."""
+    x, g = np.random.default_rng(0).normal(size=(2, 6, 3))
+    first = batch_norm_train(x, spec=preset("equinox-ema").spec)
+    plain = batch_norm_train(x, spec=preset("torch").spec)
+    np.testing.assert_allclose(
+        batch_norm_backward(g, first.saved).x, batch_norm_backward(g, plain.saved).x
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

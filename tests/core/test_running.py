@@ -118,5 +118,10 @@ def test_bad_requests():
         population_statistics([])
     with pytest.raises(SpecError, match="unknown estimator 'median'"):
         population_statistics(MOMENTS, "median")
+    one = moments(np.ones((1, 2)), (0,))
+    with pytest.raises(InputError, match="divides by m - 1"):
+        population_statistics([one], "paper")
+    with pytest.raises(InputError, match="has no variance"):
+        population_statistics([one])
     with pytest.raises(InputError, match="batches of one size"):
         population_statistics([*MOMENTS, moments(BATCHES[0][:3], (0,))], "paper")

@@ -60,7 +60,12 @@ def test_frozen():
         ("running_correction", 2, "'n-1-eps', 'double', got 2"),
         ("train_statistics", "moving", "'batch', 'updated_running'"),
         ("has_weight", 1, "has_weight must be True or False, got 1"),
-        ("virtual_batch_size", 0, "virtual_batch_size must be None or at least 1"),
+        ("virtual_batch_size", 0, "virtual_batch_size must be None or an integer of at least 1"),
+        ("virtual_batch_size", "3", "virtual_batch_size must be None or an integer"),
+        ("eps", float("inf"), "eps must be a number >= 0"),
+        ("ema_weight", float("nan"), "ema_weight must be a finite number or None"),
+        ("ema_weight", True, "ema_weight must be a number or None"),
+        ("channel_axis", 1.5, "channel_axis must be an integer, got 1.5"),
     ],
 )
 def test_impossible_values(field, value, message):

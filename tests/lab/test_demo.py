@@ -8,6 +8,7 @@ from bnkit.lab import DemoConfig, MofanConfig, Parts, TwinConfig, ablation, run_
 from bnkit.lab import __all__ as public
 from bnkit.lab.demo import run_mofan_alone
 from bnkit.lab.findings import mode_finding, mofan_finding, steps_to, twins_finding
+from bnkit.lab.shares import percent
 from bnkit.lab.store import write_json
 
 SMALL = DemoConfig(
@@ -129,7 +130,7 @@ def test_seeds_of_the_demo_are_paired_and_apart_from_that_of_the_search():
 
 def test_findings_say_what_was_measured(uninterrupted):
     twins, mofan = uninterrupted.twins, uninterrupted.mofan
-    rows = {row.id: f"{row.accuracy:.1%}" for row in twins.mode.rows}
+    rows = {row.id: percent(row.accuracy, 1) for row in twins.mode.rows}
     for text in (mode_finding(twins).text.en, mode_finding(twins).text.zh):
         assert all(rows[name] in text for name in ("eval", "train-1", "never-updated"))
     cost = next(r.cost for r in mofan.runs if r.activation == "relu" and r.batch_norm)
@@ -138,6 +139,11 @@ def test_findings_say_what_was_measured(uninterrupted):
     for text in (twins_finding(twins).text.en, twins_finding(twins).text.zh):
         # after 20 steps no network is at 90 %
         assert ">20" in text
+    assert "Median first step" in twins_finding(twins).text.en
+    assert "best of 2 learning rates, chosen with one extra seed" in twins_finding(twins).text.en
+    assert "mean of 2" in mode_finding(twins).text.en
+    for text in (f.text.zh for f in uninterrupted.findings):
+        assert not set(",;:()") & set(text), "Chinese has its own punctuation"
     arm = twins.arms[0]
     assert steps_to(arm, 0.0) == [10, 10]
     assert steps_to(arm, 1.1) == [None, None]

@@ -1,5 +1,8 @@
 """The twins differ in batch norm only, and judging them changes nothing."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -170,6 +173,19 @@ def test_a_diverging_network_has_no_loss_and_gets_nothing_right(split):
     assert run.train_loss[-1] is None
     assert run.test_accuracy == 0
     assert run.val_accuracy[-1] == 0
+
+
+def test_the_gap_of_a_layer_is_its_worst_channel_and_seed(trained, split):
+    one = judge_modes(trained, split)
+    layer = one.layers[0]
+    halved = replace(one, layers=(replace(layer, ratio_var=0.4, distance_mean_z=0.1),))
+    doubled = replace(one, layers=(replace(layer, ratio_var=2.0, distance_mean_z=0.9),))
+    gap = summarize((doubled, halved))[1][0]
+    assert (gap.ratio_var, gap.distance_mean_z) == (0.4, 0.9)
+    name, norm = next(iter(batch_norms(trained.model).items()))
+    whole = population_of(trained.model, split.train)[name]
+    logs = (norm.running_var / whole.var(correction=1)).log()
+    assert abs(math.log(layer.ratio_var)) == pytest.approx(logs.abs().max().item(), rel=1e-5)
 
 
 def test_summary_over_seeds(split, trained):

@@ -161,7 +161,7 @@ def test_functional_wrong_rank(shape):
 
 
 def test_complex_values_need_a_complex_layer():
-    with pytest.raises(InputError, match="running_mean of dtype torch.complex64"):
+    with pytest.raises(InputError, match=r"running_mean of dtype torch.complex64"):
         bnkit.nn.BatchNorm1d(3)(torch.randn(4, 3, dtype=torch.complex64))
 
 

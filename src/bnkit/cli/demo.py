@@ -1,10 +1,10 @@
 """`bnkit demo`: the first run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from bnkit.cli.console import Language
@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from bnkit.lab.record import Results
     from bnkit.lab.store import Parts
 
+
+def _named_folder(_kind: type, tokens: Sequence[Token]) -> Path:
+    if not tokens[0].value.strip():
+        msg = 'expected the name of a folder, got an empty one. For the current folder write "."'
+        raise ValueError(msg)
+    return Path(tokens[0].value)
+
+
+Folder = Annotated[Path, Parameter(converter=_named_folder)]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**31))]
 Switch = Parameter(negative="")
 
 
 def demo(
     *,
-    out: Path = Path("bnkit-demo"),
+    out: Folder = Path("bnkit-demo"),
     seed: Seed = 1,
     fresh: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from bnkit.cli.console import Language, language
 from bnkit.cli.console import out as console
-from bnkit.cli.demo import Seed, Switch
+from bnkit.cli.demo import Folder, Seed, Switch
 from bnkit.cli.session import Session
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def mofan(
     *,
-    out: Path = Path("bnkit-lab/mofan"),
+    out: Folder = Path("bnkit-lab/mofan"),
     seed: Seed = 1,
     full: Annotated[bool, Switch] = False,
     fresh: Annotated[bool, Switch] = False,

@@ -1,9 +1,12 @@
 """What the commands that run experiments have in common: folder, parts, interruption, files."""
 
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Self
 
 from bnkit.cli.console import Language, language, out
 from bnkit.cli.display import Display
@@ -24,9 +27,35 @@ WORDS: dict[Language, dict[str, str]] = {
         "page": "页面",
         "figures": "图片",
         "numbers": "数据",
-        "reused": "沿用了上次运行已完成的 {n} 个部分 (--fresh 可重新运行).",
+        "reused": "沿用了上次运行已完成的 {n} 个部分（--fresh 可重新运行）。",
     },
 }
+
+
+class Interrupts:
+    """Remembers Ctrl-C inside: a library that catches KeyboardInterrupt cannot make it unseen.
+
+    Where another handler than Python's own is set, or in another thread, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._watching = False
+
+    def __enter__(self) -> Self:
+        mine = threading.current_thread() is threading.main_thread()
+        if mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+            self._watching = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watching:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        signal.default_int_handler(number, frame)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +93,20 @@ class Session:
         lang = language(self.lang)
         prepare_folder(self.out)
         parts = Parts(prepare_folder(self.out / "parts"), fresh=self.fresh)
+        interrupts = Interrupts()
         try:
-            with Display(("load", *stages, "write"), lang, quiet=self.quiet) as display:
+            with interrupts, Display(("load", *stages, "write"), lang, quiet=self.quiet) as display:
                 with display.stage("load"):
                     run = experiment()
                 results = run(parts, display)
                 with display.stage("write"):
                     figures = _write(results, self.out)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._what_is_kept()) from None
+        except (KeyboardInterrupt, Exception) as problem:
+            if isinstance(problem, KeyboardInterrupt) or interrupts.seen:
+                raise KeyboardInterrupt(self._what_is_kept()) from None
+            raise
+        if interrupts.seen:
+            raise KeyboardInterrupt(self._what_is_kept())
         if not self.quiet:
             self._tell(results, figures, parts, lang)
 
@@ -97,11 +131,19 @@ class Session:
 
 
 def _write(results: "Results", folder: Path) -> list[Path]:
+    from bnkit.core.errors import OutputError
     from bnkit.lab.store import write_json
     from bnkit.report import write_page
     from bnkit.viz import save_figures
 
     document = results.to_dict()
-    write_json(document, folder / "results.json")
-    write_page(document, folder / "report.html")
-    return save_figures(document, folder)
+    complete: list[str] = []
+    try:
+        write_json(document, folder / "results.json")
+        complete.append("results.json")
+        write_page(document, folder / "report.html")
+        complete.append("report.html")
+        return save_figures(document, folder)
+    except OutputError as error:
+        msg = f"{error} Files complete before: {', '.join(complete) or 'none'}."
+        raise OutputError(msg) from error

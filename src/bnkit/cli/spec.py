@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from bnkit.cli.console import out
 from bnkit.core.errors import SpecError
@@ -14,7 +14,13 @@ from bnkit.core.frameworks import PRESETS, Preset, preset
 from bnkit.core.spec import Effect, SpecDifference, difference, spec_fields
 
 _COLUMNS = ("running_correction", "eps", "channel_axis", "train_statistics", "debias")
-_CORRECTIONS = {0: "/n", 1: "/(n-1)", "n-1-eps": "/(n-1-eps)", "double": "/(n-1) x 2"}
+_CORRECTIONS = {
+    0: "/n",
+    1: "/(n-1)",
+    "n-1-eps": "/(n-1-eps)",
+    "double": "/(n-1), again /(n-1-eps)",
+}
+_TWICE = "/(n-1) twice"  # what fits into the table of all
 _SAME = {
     Effect.INFERENCE: "eval outputs differ from the same stored numbers",
     Effect.TRAINING: "a training step computes something else",
@@ -70,18 +76,22 @@ def _print_all() -> None:
         table.add_column(head, no_wrap=True)
     for p in PRESETS.values():
         weight = "-" if p.spec.update_when == "never" else _shown("ema_weight", p.spec.ema_weight)
-        table.add_row(p.key, weight, *(_shown(n, getattr(p.spec, n)) for n in _COLUMNS))
+        values = [_shown(n, getattr(p.spec, n)) for n in _COLUMNS]
+        table.add_row(
+            p.key, weight, *(_TWICE if v == _CORRECTIONS["double"] else v for v in values)
+        )
     console = out()
     console.print(table)
     console.print(
         "new batch: its weight in the running statistics, whatever the framework calls it."
     )
     console.print("stored: what divides the stored variance; a batch is normalized with /n by all.")
+    console.print(f"{_TWICE}: Bessel's correction two times, {_CORRECTIONS['double']}.")
     console.print("In full: bnkit spec NAME. Compared: bnkit spec NAME NAME.")
 
 
 def _print_one(p: Preset) -> None:
-    table = Table("field", "value", "changes", "meaning", title=f"{p.title} ({p.version})")
+    table = Table(_field(), "value", "changes", "meaning", title=f"{p.title} ({p.version})")
     for f in spec_fields():
         value = _shown(f.name, getattr(p.spec, f.name))
         table.add_row(f.name, value, f.metadata["effect"], f.metadata["meaning"])
@@ -100,7 +110,7 @@ def _print_difference(left: Preset, right: Preset) -> None:
     if not found:
         console.print(f"{left.key} and {right.key} mean the same on every axis.")
         return
-    table = Table("field", left.key, right.key, "changes", "meaning")
+    table = Table(_field(), left.key, right.key, "changes", "meaning")
     for d in found:
         row = (_shown(d.field, d.left), _shown(d.field, d.right))
         table.add_row(d.field, *row, d.effect, d.meaning)
@@ -108,6 +118,10 @@ def _print_difference(left: Preset, right: Preset) -> None:
     for effect in _effects(found):
         console.print(f"{effect}: {_SAME[effect]}.")
     console.print(f"{left.key}: {left.argument}. {right.key}: {right.argument}.")
+
+
+def _field() -> Column:
+    return Column("field", no_wrap=True)  # a name that is cut cannot be looked up
 
 
 def _effects(found: tuple[SpecDifference, ...]) -> list[Effect]:

@@ -86,6 +86,9 @@ def population_statistics(
 
 def _pooled(parts: list[Moments], _: BatchNormSpec) -> tuple[Array, Array]:
     whole = reduce(merge, parts)
+    if isinstance(whole.count, int | float) and whole.count <= 1:
+        msg = "population_statistics: one value per channel has no variance. Give it more data."
+        raise InputError(msg)
     return whole.mean, whole.var(correction=1)
 
 
@@ -98,6 +101,12 @@ def _paper(parts: list[Moments], _: BatchNormSpec) -> tuple[Array, Array]:
         )
         raise InputError(msg)
     m = sizes.pop()
+    if m <= 1:
+        msg = (
+            "population_statistics: Algorithm 2 divides by m - 1, got batches of one value per "
+            "channel. Use larger batches, or estimator='pooled'."
+        )
+        raise InputError(msg)
     mean = sum(p.mean for p in parts) / len(parts)
     return mean, sum(p.var() for p in parts) / len(parts) * (m / (m - 1))
 

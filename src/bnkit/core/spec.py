@@ -1,5 +1,6 @@
 """`BatchNormSpec`: what one framework means by batch normalization, all but the numbers."""
 
+import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -121,10 +122,15 @@ class BatchNormSpec:
         for name, hint in _hints().items():
             _check_choice(name, hint, getattr(self, name))
         for name in ("eps", "min_eps", "mask_eps", "initial_var"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 _refuse(name, "a number >= 0", getattr(self, name))
-        if self.virtual_batch_size is not None and self.virtual_batch_size < 1:
-            _refuse("virtual_batch_size", "None or at least 1", self.virtual_batch_size)
+        if self.ema_weight is not None and not math.isfinite(self.ema_weight):
+            _refuse("ema_weight", "a finite number or None", self.ema_weight)
+        size = self.virtual_batch_size
+        if size is not None and not (_is_integer(size) and size >= 1):
+            _refuse("virtual_batch_size", "None or an integer of at least 1", size)
+        if not _is_integer(self.channel_axis):
+            _refuse("channel_axis", "an integer", self.channel_axis)
 
     @property
     def effective_eps(self) -> float:
@@ -196,10 +202,18 @@ def _check_choice(name: str, hint: Any, value: Any) -> None:
             _refuse(name, "one of " + ", ".join(map(repr, get_args(hint))), value)
     elif hint is bool and not isinstance(value, bool):
         _refuse(name, "True or False", value)
-    elif hint is float and not isinstance(value, int | float):
+    elif hint is float and not _is_number(value):
         _refuse(name, "a number", value)
-    elif name == "ema_weight" and not (value is None or isinstance(value, int | float)):
+    elif name == "ema_weight" and not (value is None or _is_number(value)):
         _refuse(name, "a number or None", value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _refuse(name: str, expected: str, got: object) -> None:

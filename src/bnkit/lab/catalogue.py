@@ -20,8 +20,8 @@ EXPERIMENTS = (
         Text(
             "Mofan's tutorial, exactly: do relu networks without batch norm die, do tanh networks "
             "saturate, and is it batch norm or the initialization?",
-            "完全照莫烦的教程: 没有批归一化时 relu 网络会死亡吗, tanh 网络会饱和吗? "
-            "起作用的是批归一化还是初始化?",
+            "完全照莫烦的教程：没有批归一化时 relu 网络会死亡吗，tanh 网络会饱和吗？"
+            "起作用的是批归一化还是初始化？",
         ),
     ),
 )

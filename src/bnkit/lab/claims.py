@@ -2,7 +2,9 @@
 
 from statistics import fmean
 
+from bnkit.lab.findings import SIGNS, value_of
 from bnkit.lab.record import Claim, LayerRecord, MofanRun, Text, Verdict
+from bnkit.lab.shares import percent
 
 ALMOST_ALL = 0.95
 MOST = 0.5
@@ -35,6 +37,9 @@ def judge(runs: tuple[MofanRun, ...]) -> tuple[Claim, ...]:
 
 def _distributions_differ(runs: Runs) -> Claim:
     plain, normal = (_sds(runs["relu", bn]) for bn in (False, True))
+    means, variances = (
+        [_range(f(runs["relu", bn])) for bn in (False, True)] for f in (_means, _variances)
+    )
     verdict: Verdict = "not reproduced"
     if plain and normal:
         grows, steady = max(plain) / min(plain), max(normal) / min(normal)
@@ -44,39 +49,39 @@ def _distributions_differ(runs: Runs) -> Claim:
         "因为每一层的输出值都会有不同的 均值(mean) 和 方差(deviation), 所以输出数据的分布也不一样",
         Text(
             "Without batch norm every layer's output has another mean and variance.",
-            "没有 BN 时, 每一层输出的均值和方差都不同.",
+            "没有 BN 时，每一层输出的均值和方差都不同。",
         ),
         Text(
-            f"relu before training: the standard deviation of the hidden layers is "
-            f"{_range(plain)} without BN, {_range(normal)} with BN.",
-            f"relu, 训练前: 各隐藏层的标准差, 无 BN 为 {_range(plain)}, 有 BN 为 {_range(normal)}.",
+            f"relu before training, over the hidden layers: the mean is {means[0]} without BN, "
+            f"{means[1]} with BN; the variance is {variances[0]} without BN, {variances[1]} with.",
+            f"relu，训练前，各隐藏层：均值，无 BN 为 {means[0]}，有 BN 为 {means[1]}；"
+            f"方差，无 BN 为 {variances[0]}，有 BN 为 {variances[1]}。",
         ),
         verdict,
     )
 
 
 def _before_activation(runs: Runs) -> Claim:
-    hidden = runs["relu", True].layers[1:]
-    negative = sum(
-        count
-        for layer in hidden
-        for record in layer.records
-        for count, right in zip(record.counts, layer.edges[1:], strict=True)
-        if right <= 0
-    )
-    finite = sum(sum(record.counts) for layer in hidden for record in layer.records)
+    records = [r for layer in runs["relu", True].layers[1:] for r in layer.records]
+    negative = sum(r.negative for r in records)
+    finite = sum(r.entries - r.nan - r.posinf - r.neginf for r in records)
     return Claim(
         "before-activation",
         "每层在 activation 之前计算结果值的分布",
         Text(
             "The pictures show each layer's values before the activation.",
-            "图中是每层在激活函数之前的值.",
+            "图中是每层在激活函数之前的值。",
         ),
         Text(
-            f"{negative} of {finite} values in the relu pictures lie below 0: the recorded values "
-            "are layer inputs, that is, after the activation of the layer before.",
-            f"relu 图中 {finite} 个值里有 {negative} 个小于 0: 所记录的是各层的输入, "
-            "也就是前一层激活函数之后的值.",
+            f"relu with BN, all recorded steps, hidden layers: {negative} of {finite} finite "
+            "values lie below 0"
+            + (
+                "."
+                if negative
+                else ", so they are layer inputs: after the activation of the layer before."
+            ),
+            f"relu 有 BN，全部记录时刻的隐藏层：{finite} 个有限值中有 {negative} 个小于 0"
+            + ("。" if negative else "，可见所记录的是各层的输入，也就是前一层激活函数之后的值。"),
         ),
         "contradicted" if finite and not negative else "reproduced",
     )
@@ -93,15 +98,25 @@ def _values_become_zero(runs: Runs) -> Claim:
         "没有用 BN 的时候, 每层的值迅速全部都变为 0",
         Text(
             "relu without BN: the values of every layer quickly all become 0.",
-            "relu 无 BN: 每层的值迅速全部变为 0.",
+            "relu 无 BN：每层的值迅速全部变为 0。",
         ),
         Text(
-            f"NaN or infinite from step {step} on: {_range(lost, '.0%')} of every layer's values; "
-            f"exactly 0 among the finite ones: {_range(zeros, '.0%')}. Read as TensorFlow's fused "
-            f"relu reads NaN, as 0, {shown:.0%} of the values are 0.",
-            f"从第 {step} 步起, 每层的值中 NaN 或无穷占 {_range(lost, '.0%')}; 有限值中恰为 0 的占 "
-            f"{_range(zeros, '.0%', '(无有限值)')}. 若像 TensorFlow 的融合 relu 那样把 NaN 读作 0, "
-            f"则 {shown:.0%} 的值为 0.",
+            f"At the records from step {step} on, {_shares_range(lost)} of every layer's values "
+            "are NaN or infinite; "
+            + (
+                f"of the finite ones {_shares_range(zeros)} are exactly 0."
+                if zeros
+                else "no finite value is left that could be 0."
+            )
+            + " Read as TensorFlow's fused relu reads NaN, as 0, "
+            f"{percent(shown)} of the values are 0.",
+            f"从第 {step} 步起的各次记录中，每层的值有 {_shares_range(lost)} 是 NaN 或无穷；"
+            + (
+                f"有限值中恰为 0 的占 {_shares_range(zeros)}。"
+                if zeros
+                else "没有任何有限值，也就谈不上为 0。"
+            )
+            + f"若像 TensorFlow 的融合 relu 那样把 NaN 读作 0，则 {percent(shown)} 的值为 0。",
         ),
         _zero_verdict(min(zeros, default=0.0), shown, min(lost)),
     )
@@ -111,22 +126,26 @@ def _neurons_are_dead(runs: Runs) -> Claim:
     run = runs["relu", False]
     records = _trained(run)
     dead = _shares(records, "dead")
+    before = _shares([layer.records[0] for layer in run.layers[1:]], "dead")
+    step = records[0].step
     shown = min(_shares(records, "zero_if_nan_is_zero"))
     lost = _first_lost(run)
-    states = f"{run.cost.state[0]} → {run.cost.state[-1]}"
+    states = " → ".join(SIGNS[s] for s in (run.cost.state[0], run.cost.state[-1]))
     return Claim(
         "neurons-are-dead",
         "也可以说, 所有的神经元都已经死了",
-        Text("relu without BN: all neurons are dead.", "relu 无 BN: 所有神经元都已死亡."),
+        Text("relu without BN: all neurons are dead.", "relu 无 BN：所有神经元都已死亡。"),
         Text(
-            f"Units that are 0 for every sample: {_range(dead, '.0%')} of a layer. The cost "
+            f"Units that are 0 for every sample: {_shares_range(before)} of a layer before "
+            f"training, {_shares_range(dead)} at the records from step {step} on. The cost "
             + ("is always finite" if lost is None else f"is not finite from step {lost} on")
             + f" ({states}): "
             + ("the numbers hold." if lost is None else "the numbers overflowed."),
-            f"对所有样本都为 0 的神经元: 每层 {_range(dead, '.0%')}. 误差"
+            f"对所有样本都为 0 的神经元：训练前每层 {_shares_range(before)}，"
+            f"从第 {step} 步起的各次记录中每层 {_shares_range(dead)}。误差"
             + ("始终有限" if lost is None else f"从第 {lost} 步起不再有限")
-            + f" ({states}): "
-            + ("没有溢出." if lost is None else "是数值溢出."),
+            + f"（{states}）："
+            + ("没有溢出。" if lost is None else "是数值溢出。"),
         ),
         _zero_verdict(min(dead), shown, min(r.nonfinite for r in records)),
     )
@@ -142,12 +161,13 @@ def _alive_with_batch_norm(runs: Runs) -> Claim:
         "而有 BN, relu 过后, 每层的值都能有一个比较好的分布效果, 大部分神经元都还活着",
         Text(
             "relu with BN: most neurons stay alive.",
-            "relu 有 BN: 大部分神经元都还活着.",
+            "relu 有 BN：大部分神经元都还活着。",
         ),
         Text(
-            f"At most {dead:.1%} of a layer's units are dead at any recorded step, and "
-            f"{nonfinite:.0%} of the values are not finite.",
-            f"任一记录时刻, 每层最多 {dead:.1%} 的神经元死亡, {nonfinite:.0%} 的值非有限.",
+            f"At most {percent(dead, 1)} of a layer's units are dead at the records from step "
+            f"{records[0].step} on, and at most {percent(nonfinite)} of its values are not finite.",
+            f"从第 {records[0].step} 步起的各次记录中，每层最多 {percent(dead, 1)} 的神经元死亡，"
+            f"最多 {percent(nonfinite)} 的值非有限。",
         ),
         "reproduced" if alive else "not reproduced",
     )
@@ -157,20 +177,21 @@ def _cost_disappears(runs: Runs) -> Claim:
     plain, normal = runs["relu", False].cost, runs["relu", True].cost
     total = len(plain.values)
     drawn = sum(v is not None for v in plain.values)
-    end = normal.state[-1] if normal.values[-1] is None else f"{normal.values[-1]:.1f}"
+    end = value_of(normal, -1)
     verdict: Verdict = "not reproduced"
     if drawn < total:
         verdict = "reproduced" if drawn <= 1 else "direction only"
     return Claim(
         "cost-disappears",
         "因为没有使用 NB 的网络, 大部分神经元都死了, 所以连误差曲线都没了",
-        Text("relu without BN: even the cost curve is gone.", "relu 无 BN: 连误差曲线都没了."),
+        Text("relu without BN: even the cost curve is gone.", "relu 无 BN：连误差曲线都没了。"),
         Text(
             f"{drawn} of {total} recorded costs are finite ({plain.state.count('inf')} infinite, "
             f"{plain.state.count('nan')} NaN); only finite ones can be drawn. With BN the cost "
             f"ends at {end}.",
-            f"{total} 个记录的误差中 {drawn} 个有限 ({plain.state.count('inf')} 个无穷, "
-            f"{plain.state.count('nan')} 个 NaN), 只有有限的才画得出来. 有 BN 时误差最终为 {end}.",
+            f"{total} 个记录的误差中 {drawn} 个有限（{plain.state.count('inf')} 个无穷，"
+            f"{plain.state.count('nan')} 个 NaN），"
+            f"只有有限的才画得出来。有 BN 时误差最终为 {end}。",
         ),
         verdict,
     )
@@ -186,13 +207,14 @@ def _all_saturated(runs: Runs) -> Claim:
         "没有 NB, 每层的值迅速全部都饱和, 都跑去了 -1/1 这个饱和区间",
         Text(
             "tanh without BN: the values of every layer quickly all saturate.",
-            "tanh 无 BN: 每层的值迅速全部饱和.",
+            "tanh 无 BN：每层的值迅速全部饱和。",
         ),
         Text(
-            f"From step {step} on {_range(plain, '.0%')} of a layer's values are saturated "
-            f"(|a| > 0.99) without BN, {_range(normal, '.0%')} with BN.",
-            f"从第 {step} 步起, 每层饱和 (|a| > 0.99) 的值, 无 BN 占 {_range(plain, '.0%')}, "
-            f"有 BN 占 {_range(normal, '.0%')}.",
+            f"Saturated (|a| > 0.99) among a layer's finite values, at the records from step "
+            f"{step} on: {_shares_range(plain)} without BN, {_shares_range(normal)} with BN.",
+            f"从第 {step} 步起的各次记录中，每层有限值里饱和（|a| > 0.99）的比例："
+            f"无 BN 为 {_shares_range(plain, '无有限值')}，"
+            f"有 BN 为 {_shares_range(normal, '无有限值')}。",
         ),
         _saturation_verdict(plain, normal),
     )
@@ -212,12 +234,13 @@ def _later_layers_not_saturated(runs: Runs) -> Claim:
         Text(
             "tanh with BN: even if one layer saturates, the later ones work in the unsaturated "
             "range.",
-            "tanh 有 BN: 即使前一层相对饱和, 后面几层仍在不饱和区间内.",
+            "tanh 有 BN：即使前一层相对饱和，后面几层仍在不饱和区间内。",
         ),
         Text(
-            f"At the end {_range(first, '.0%')} of layer 1 is saturated, and {_range(later, '.0%')}"
-            " of the later layers.",
-            f"训练结束时第 1 层有 {_range(first, '.0%')} 饱和, 其后各层为 {_range(later, '.0%')}.",
+            f"Saturated at the last record: {_shares_range(first)} of layer 1, "
+            f"{_shares_range(later)} of the later layers.",
+            f"最后一次记录时的饱和比例：第 1 层 {_shares_range(first, '无有限值')}，"
+            f"其后各层 {_shares_range(later, '无有限值')}。",
         ),
         verdict,
     )
@@ -261,14 +284,28 @@ def _shares(records: list[LayerRecord], name: str) -> list[float]:
     return [v for v in values if v is not None]
 
 
-def _range(values: list[float], form: str = "", none: str = "no finite value") -> str:
-    if not values:
+def _means(run: MofanRun) -> list[float]:
+    return _shares([layer.records[0] for layer in run.layers[1:]], "mean")
+
+
+def _variances(run: MofanRun) -> list[float]:
+    return [sd**2 for sd in _shares([layer.records[0] for layer in run.layers[1:]], "sd")]
+
+
+def _range(values: list[float]) -> str:
+    return _span([_number(v) for v in (min(values), max(values))] if values else [])
+
+
+def _shares_range(shares: list[float], none: str = "no finite value") -> str:
+    return _span([percent(v) for v in (min(shares), max(shares))] if shares else [], none)
+
+
+def _span(ends: list[str], none: str = "no finite value") -> str:
+    if not ends:
         return none
-    low, high = (_number(v, form) for v in (min(values), max(values)))
+    low, high = ends
     return low if low == high else f"{low} – {high}"
 
 
-def _number(value: float, form: str) -> str:
-    if form:
-        return f"{value:{form}}"
+def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"

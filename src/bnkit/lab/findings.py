@@ -2,9 +2,11 @@
 
 from statistics import fmean, median
 
-from bnkit.lab.record import Arm, CostCurve, Finding, Mofan, Text, Twins
+from bnkit.lab.record import Arm, CostCurve, Finding, Mofan, State, Text, Twins
+from bnkit.lab.shares import percent
 
 GOOD = 0.9
+SIGNS: dict[State, str] = {"finite": "finite", "inf": "∞", "nan": "NaN"}
 
 
 def mofan_finding(mofan: Mofan) -> Finding:
@@ -12,23 +14,23 @@ def mofan_finding(mofan: Mofan) -> Finding:
     costs = {run.batch_norm: run.cost for run in mofan.runs if run.activation == "relu"}
     verdicts = {claim.id: claim.verdict for claim in mofan.claims}
     noise = mofan.reference.noise_variance
-    plain, normal = _last(costs[False]), _last(costs[True])
+    plain, normal = (value_of(costs[bn], -1) for bn in (False, True))
     if verdicts["neurons-are-dead"] == "artefact":
-        first = f"{costs[False].state[0]} → {plain}"
+        first = f"{value_of(costs[False], 0)} → {plain}"
         text = Text(
             f"Mofan's relu network without batch norm did not die, it overflowed: its cost goes "
             f"{first}, and TensorFlow's fused relu shows that NaN as zeros; with batch norm the "
             f"cost falls to {normal} (the noise alone: {noise:.1f}).",
-            f"莫烦的 relu 网络在没有批归一化时并不是神经元死亡, 而是数值溢出: 误差 {first}, "
-            f"TensorFlow 的融合 relu 把 NaN 显示为 0; 有批归一化时误差降到 {normal} "
-            f"(仅噪声: {noise:.1f}).",
+            f"莫烦的 relu 网络在没有批归一化时并不是神经元死亡，而是数值溢出：误差 {first}，"
+            f"TensorFlow 的融合 relu 把 NaN 显示为 0；有批归一化时误差降到 {normal}"
+            f"（仅噪声：{noise:.1f}）。",
         )
     else:
         text = Text(
             f"Mofan's relu network ends with a cost of {plain} without batch norm and {normal} "
             f"with it (the noise alone: {noise:.1f}).",
-            f"莫烦的 relu 网络最终误差: 无批归一化 {plain}, 有批归一化 {normal} "
-            f"(仅噪声: {noise:.1f}).",
+            f"莫烦的 relu 网络最终误差：无批归一化 {plain}，有批归一化 {normal}"
+            f"（仅噪声：{noise:.1f}）。",
         )
     return Finding("mofan", text)
 
@@ -37,28 +39,33 @@ def twins_finding(twins: Twins) -> Finding:
     """How fast and how well the twins learned."""
     arms = {arm.id: arm for arm in twins.arms}
     normal, plain = arms["bn"], arms["plain"]
-    seeds = len(normal.runs)
+    seeds, rates, good = len(normal.runs), len(normal.sweep), percent(GOOD)
     text = Text(
-        f"Twin networks on digits, each at its own best learning rate ({normal.lr:g} with batch "
-        f"norm, {plain.lr:g} without): {GOOD:.0%} of the validation images right after "
-        f"{_steps(normal)} steps with it, {_steps(plain)} without; {_test(normal)} and "
-        f"{_test(plain)} of the test images at the end (means of {seeds} paired seeds).",
-        f"手写数字上的孪生网络, 各用自己最好的学习率 (有批归一化 {normal.lr:g}, 无 {plain.lr:g}): "
-        f"验证准确率达到 {GOOD:.0%} 所需步数, 有 {_steps(normal)}, 无 {_steps(plain)}; "
-        f"最终测试准确率 {_test(normal)} 与 {_test(plain)} ({seeds} 对种子的均值).",
+        f"Twin networks on digits, each at the best of {rates} learning rates, chosen with one "
+        f"extra seed ({normal.lr:g} with batch norm, {plain.lr:g} without). Median first step at "
+        f"which {good} of the validation images are right: {_steps(normal)} with batch norm, "
+        f"{_steps(plain)} without. Test images right at the end, mean: {_test(normal)} and "
+        f"{_test(plain)}. {seeds} paired seeds.",
+        f"手写数字上的孪生网络，学习率各取 {rates} 个候选中最好的一个，用一个额外的种子选出"
+        f"（有批归一化 {normal.lr:g}，无批归一化 {plain.lr:g}）。验证准确率首次达到 {good} "
+        f"的步数（中位数）：有批归一化为第 {_steps(normal)} 步，无批归一化为第 {_steps(plain)} 步。"
+        f"最终测试准确率（均值）：{_test(normal)} 与 {_test(plain)}。共 {seeds} 对种子。",
     )
     return Finding("twins", text)
 
 
 def mode_finding(twins: Twins) -> Finding:
     """What the wrong mode costs."""
-    share = {row.id: f"{row.accuracy:.1%}" for row in twins.mode.rows}
+    share = {row.id: percent(row.accuracy, 1) for row in twins.mode.rows}
+    networks = twins.mode.rows[0].runs
     text = Text(
-        f"The same trained network gets {share['eval']} of the test images right in eval mode, "
-        f"{share['train-1']} when it was left in train mode and sees one image at a time, "
-        f"{share['never-updated']} when its running statistics were never updated.",
-        f"同一个训练好的网络: eval 模式下测试准确率 {share['eval']}; 停留在训练模式且每次一张图时 "
-        f"{share['train-1']}; 运行统计量从未更新时 {share['never-updated']}.",
+        f"The trained networks with batch norm (mean of {networks}) get {share['eval']} of the "
+        f"test images right in eval mode, {share['train-1']} when they were left in train mode "
+        f"and see one image at a time, {share['never-updated']} when their running statistics "
+        "were never updated.",
+        f"训练好的 {networks} 个有批归一化的网络，测试准确率的均值：eval 模式下 {share['eval']}；"
+        f"停留在训练模式且每次一张图时 {share['train-1']}；"
+        f"运行统计量从未更新时 {share['never-updated']}。",
     )
     return Finding("mode", text)
 
@@ -81,8 +88,10 @@ def _steps(arm: Arm) -> str:
 
 
 def _test(arm: Arm) -> str:
-    return f"{fmean(run.test_accuracy for run in arm.runs):.1%}"
+    return percent(fmean(run.test_accuracy for run in arm.runs), 1)
 
 
-def _last(cost: CostCurve) -> str:
-    return cost.state[-1] if cost.values[-1] is None else f"{cost.values[-1]:.1f}"
+def value_of(cost: CostCurve, index: int) -> str:
+    """One recorded cost, or the sign of what it is instead."""
+    value = cost.values[index]
+    return SIGNS[cost.state[index]] if value is None else f"{value:.1f}"

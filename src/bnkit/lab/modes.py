@@ -2,7 +2,8 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from statistics import fmean, median, stdev
+from math import inf, log
+from statistics import fmean, stdev
 
 import torch
 from torch import nn
@@ -138,7 +139,7 @@ def population_of(model: nn.Module, part: Part) -> dict[str, Moments]:
 
 
 def summarize(runs: tuple[ModeRun, ...]) -> tuple[Mode, tuple[LayerGap, ...]]:
-    """Mean and standard deviation over the seeds; the largest and the median gap of each layer.
+    """Mean and standard deviation over the seeds; the worst gap of each layer.
 
     Args:
         runs: The same ways of judging for every seed.
@@ -155,7 +156,7 @@ def summarize(runs: tuple[ModeRun, ...]) -> tuple[Mode, tuple[LayerGap, ...]]:
         LayerGap(
             layers[0].name,
             max(g.distance_mean_z for g in layers),
-            median(g.ratio_var for g in layers),
+            _farthest([g.ratio_var for g in layers]),
         )
         for layers in zip(*(run.layers for run in runs), strict=True)
     )
@@ -171,20 +172,25 @@ def _gaps(model: nn.Module, population: dict[str, Moments]) -> tuple[LayerGap, .
         whole = population[name]
         z = (mean - whole.mean).abs() / whole.var().sqrt()
         ratio = var / whole.var(correction=1)
-        gaps.append(LayerGap(name, z.max().item(), ratio.median().item()))
+        gaps.append(LayerGap(name, z.max().item(), _farthest(ratio.tolist())))
     return tuple(gaps)
+
+
+def _farthest(ratios: list[float]) -> float:
+    """The ratio farthest from 1, where half is as far as double."""
+    return max(ratios, key=lambda ratio: abs(log(ratio)) if ratio > 0 else inf)
 
 
 def _title(name: str) -> Text:
     if name.startswith("train-"):
         size = name.removeprefix("train-")
         images = "one image" if size == "1" else f"{size} images"
-        return Text(f"left in train mode, {images} at a time", f"停留在训练模式, 每次 {size} 张")
+        return Text(f"left in train mode, {images} at a time", f"停留在训练模式，每次 {size} 张")
     if name.startswith("ema-"):
         weight = name.removeprefix("ema-")
-        return Text(f"eval, new batches weigh {weight}", f"eval, 新批次权重 {weight}")
+        return Text(f"eval, new batches weigh {weight}", f"eval，新批次权重 {weight}")
     return {
-        "eval": Text("eval, new batches weighed 0.1", "eval, 新批次权重 0.1"),
-        "never-updated": Text("eval, statistics never updated", "eval, 统计量从未更新"),
-        "population": Text("eval, population statistics", "eval, 总体统计量"),
+        "eval": Text("eval, as trained (0.1)", "eval，与训练时相同（0.1）"),
+        "never-updated": Text("eval, statistics never updated", "eval，统计量从未更新"),
+        "population": Text("eval, population statistics", "eval，总体统计量"),
     }[name]

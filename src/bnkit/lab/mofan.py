@@ -16,7 +16,7 @@ from bnkit.lab.sketch import Kind, sketch, window_edges
 from bnkit.lab.store import Parts
 from bnkit.lab.threads import one_thread
 
-PROTOCOL = 1  # raise it when a change here changes the numbers: kept parts are then not reused
+PROTOCOL = 2  # raise it when a change here changes the numbers: kept parts are then not reused
 ARMS: tuple[tuple[Activation, bool], ...] = (
     ("relu", False),
     ("relu", True),

@@ -34,6 +34,7 @@ class LayerRecord(Record):
         nan: Entries that are NaN.
         posinf: Entries that are +infinity.
         neginf: Entries that are -infinity.
+        negative: Finite entries below 0, inside the window or not.
         outside: Share of all entries that are finite and outside the window.
         nonfinite: Share of all entries that are NaN or infinite.
         zero: Share of the finite entries that are exactly 0; None without finite entries.
@@ -51,6 +52,7 @@ class LayerRecord(Record):
     nan: int
     posinf: int
     neginf: int
+    negative: int
     outside: float
     nonfinite: float
     zero: float | None
@@ -201,12 +203,12 @@ class Mode(Record):
 
 @dataclass(frozen=True, slots=True)
 class LayerGap(Record):
-    """Running against population statistics of one layer, over its channels and the seeds.
+    """Running against population statistics of one layer: the worst of its channels and seeds.
 
     Attributes:
         name: Qualified name of the layer.
-        distance_mean_z: Largest `|running_mean - mean| / sd` over the channels.
-        ratio_var: Median of `running_var / var` over the channels.
+        distance_mean_z: Largest `|running_mean - mean| / sd`.
+        ratio_var: The `running_var / var` farthest from 1: with the largest `|log ratio|`.
     """
 
     name: str

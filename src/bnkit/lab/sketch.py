@@ -57,6 +57,7 @@ def sketch(
         nan=nan,
         posinf=int(np.isposinf(values).sum()),
         neginf=int(np.isneginf(values).sum()),
+        negative=int((finite < 0).sum()),
         outside=float((finite.size - counts.sum()) / values.size),
         nonfinite=float(1 - finite.size / values.size),
         zero=zeros / finite.size if finite.size else None,

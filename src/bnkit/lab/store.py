@@ -1,5 +1,6 @@
 """The output folder: checked first, written by renaming, finished parts kept for the next run."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 from bnkit import __version__
 from bnkit.core.errors import OutputError
+
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -27,16 +30,15 @@ def prepare_folder(folder: Path) -> Path:
         OutputError: A file is in its place, or it cannot be created or written.
     """
     expected = f"output folder {str(folder)!r}: expected a folder that can be written"
-    advice = "Choose another one with --out."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except FileExistsError as error:
-        msg = f"{expected}, got a file of that name. {advice}"
+        msg = f"{expected}, got a file of that name. Choose another one with --out."
         raise OutputError(msg) from error
     except OSError as error:
-        msg = f"{expected}, got: {error.strerror or error}. {advice}"
+        msg = f"{expected}, got: {error.strerror or error}. {what_to_do(error)}"
         raise OutputError(msg) from error
     return folder
 
@@ -62,10 +64,29 @@ def write_json(document: Any, path: Path, *, indent: int | None = None) -> Path:
     except OSError as error:
         msg = (
             f"{str(path)!r}: expected to write results there, got: {error.strerror or error}. "
-            "Make room or choose another folder with --out."
+            f"{what_to_do(error)}"
         )
         raise OutputError(msg) from error
     return path
+
+
+def what_to_do(error: OSError, otherwise: str = "Choose another folder with --out.") -> str:
+    """The advice of a message about a file that could not be written.
+
+    Args:
+        error: What the operating system said.
+        otherwise: The advice where the disk is not full.
+
+    Returns:
+        A sentence: to make room where there is none left.
+
+    Example:
+        >>> what_to_do(OSError(errno.ENOSPC, "No space left on device"))
+        'Make room on the disk, then run the same command again.'
+    """
+    if error.errno in FULL:
+        return "Make room on the disk, then run the same command again."
+    return otherwise
 
 
 def _replace(path: Path, text: str) -> None:

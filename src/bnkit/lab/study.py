@@ -14,17 +14,12 @@ from bnkit.lab.record import Arm, SweepPoint, Text, TwinRun, Twins
 from bnkit.lab.store import Parts
 from bnkit.lab.twins import ARM_IDS, ArmId, TwinConfig, build, train
 
-PROTOCOL = 1  # raise it when a change here changes the numbers: kept parts are then not reused
+PROTOCOL = 2  # raise it when a change here changes the numbers: kept parts are then not reused
 LAST = 3  # records whose mean validation accuracy decides between learning rates
 NAMES = {
     "bn": Text("with batch norm", "有批归一化"),
     "plain": Text("without batch norm", "无批归一化"),
 }
-LR_RULE = Text(
-    "each arm uses the rate with the best validation accuracy (mean of the last "
-    f"{LAST} records) in a run of its own seed; it falls linearly to 0",
-    f"每组使用在独立种子的运行中验证准确率 (最后 {LAST} 次记录的均值) 最高的学习率; 随后线性降为 0",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +135,18 @@ def _describe(study: _Study, arms: list[Arm]) -> dict[str, Any]:
         "test": len(split.test),
         **config.to_dict(),
         "lr": {words[arm.id]: arm.lr for arm in arms},
-        "lr_rule": to_plain(LR_RULE),
+        "lr_rule": to_plain(_rule(len(config.lrs))),
         "parameters": {words[arm]: _parameters(config, arm) for arm in ARM_IDS},
     }
+
+
+def _rule(rates: int) -> Text:
+    return Text(
+        f"each arm uses that of {rates} rates which reached the best validation accuracy (mean of "
+        f"the last {LAST} records) in one run with an extra seed; it falls linearly to 0",
+        f"每组从 {rates} 个学习率中选用在一次额外种子的训练里验证准确率（最后 {LAST} 次记录的均值）"
+        "最高的一个；随后线性降为 0",
+    )
 
 
 def _parameters(config: TwinConfig, arm: ArmId) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from bnkit.core.errors import InputError, OutputError
+from bnkit.lab.store import what_to_do
 from bnkit.report.inline import csp_hash, inline_code, inline_json
 
 SCHEMAS = ("bnkit.demo/1", "bnkit.lab.mofan/1")
@@ -94,7 +95,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
     except OSError as error:
         msg = (
             f"{path}: expected a place to write the page, got: {error.strerror or error}. "
-            "Choose an existing folder that you may write to."
+            f"{what_to_do(error, 'Choose an existing folder that you may write to.')}"
         )
         raise OutputError(msg) from error
 

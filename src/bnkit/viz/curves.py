@@ -101,9 +101,14 @@ def _curve(
 def _story(cost: Mapping[str, Any]) -> str:
     """Return when a cost became infinite and NaN, as the end of a label."""
     words = []
-    for state, text in (("inf", "∞ at step"), ("nan", "NaN from step")):
-        if state in cost["state"]:
-            words.append(f"{text} {cost['steps'][cost['state'].index(state)]}")
+    states, steps = list(cost["state"]), cost["steps"]
+    inf, nan = (states.index(s) if s in states else None for s in ("inf", "nan"))
+    if inf is not None:
+        words.append(f"∞ at step {steps[inf]}")
+    if nan is not None and inf is not None and nan == inf + 1:
+        words.append(f"NaN at the next record, step {steps[nan]}")
+    elif nan is not None:
+        words.append(f"NaN from the record at step {steps[nan]} on")
     return f" ({', '.join(words)})" if words else ""
 
 

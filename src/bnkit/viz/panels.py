@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from bnkit.core.errors import InputError
-from bnkit.viz.style import GROUND, HATCH, INK, LINE, MUTED, badges, look_of, percent
+from bnkit.lab.shares import percent
+from bnkit.viz.style import GROUND, HATCH, INK, LINE, MUTED, badges, look_of
 
 
 def runs_of(mofan: Mapping[str, Any], activation: str) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bnkit.core.errors import InputError, OutputError
+from bnkit.lab.store import what_to_do
 from bnkit.viz.curves import plot_cost, plot_twins
 from bnkit.viz.panels import plot_mofan_steps
 from bnkit.viz.tables import plot_ablation, plot_modes
@@ -43,12 +44,14 @@ def save_figures(
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in _figures(results):
             for kind in formats:
-                written.append(folder / f"{name}.{kind}")
-                _save(figure, written[-1], kind)
+                path = folder / f"{name}.{kind}"
+                _save(figure, path, kind)
+                written.append(path)
     except OSError as error:
         msg = (
             f"{folder}: expected a folder to write figures to, got: {error.strerror or error}. "
-            "Choose a folder that you may write to."
+            f"{what_to_do(error, 'Choose a folder that you may write to.')} Figures complete: "
+            f"{', '.join(path.name for path in written) or 'none'}."
         )
         raise OutputError(msg) from error
     return written
@@ -61,7 +64,8 @@ def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield f"mofan-{activation}", plot_mofan_steps(mofan, activation)
     yield "mofan-cost", _costs(mofan)
     if mofan.get("ablation"):
-        yield "mofan-ablation", _whole(plot_ablation(mofan["ablation"]).figure)
+        limit = mofan["reference"]["best_constant"]
+        yield "mofan-ablation", _whole(plot_ablation(mofan["ablation"], limit=limit).figure)
     if twins:
         yield "twins", _curves(twins)
         if twins.get("mode"):

@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bnkit.lab.shares import percent
+
 INK = "#1b1f24"
 MUTED = "#57606b"
 LINE = "#dfe2e0"
@@ -38,26 +40,6 @@ def look_of(*, batch_norm: bool) -> Look:
         Its look, the same in every figure.
     """
     return WITH_BN if batch_norm else WITHOUT_BN
-
-
-def percent(share: float) -> str:
-    """Write a share in per cent; something is never rounded to nothing, nor a part to the whole.
-
-    Args:
-        share: Between 0 and 1.
-
-    Returns:
-        A whole number with its sign.
-
-    Example:
-        >>> percent(0.544), percent(0.0001), percent(0.9999), percent(1.0)
-        ('54 %', '<1 %', '>99 %', '100 %')
-    """
-    if 0 < share < 0.005:
-        return "<1 %"
-    if 0.995 < share < 1:
-        return ">99 %"
-    return f"{share * 100:.0f} %"
 
 
 def badges(record: Mapping[str, Any]) -> list[str]:

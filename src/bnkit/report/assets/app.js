@@ -64,7 +64,7 @@
     showTab(state);
     bnkit.drawMofan(mofan, state, changed);
     const words = changed.has("lang");
-    if (mofan.ablation && words) bnkit.drawAblation(mofan.ablation);
+    if (mofan.ablation && words) bnkit.drawAblation(mofan.ablation, mofan.reference.best_constant);
     if (twins && (words || changed.has("size") || changed.has("tab"))) bnkit.drawTwins(twins);
   };
 

@@ -58,7 +58,7 @@
       const y = f.y(value);
       group.append(
         svg("line", { class: "grid", x1: f.left, x2: f.width - f.right, y1: y, y2: y }),
-        svg("text", { x: f.left - 8, y: y + 4, "text-anchor": "end" }, spec.y.format(value)),
+        svg("text", { x: f.left - 8, y: y + 4, "text-anchor": "end" }, (spec.y.tick || spec.y.format)(value)),
       );
     }
     for (const value of bnkit.ticks(0, f.xMax, f.wide ? 6 : 4)) {

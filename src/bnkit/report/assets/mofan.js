@@ -13,7 +13,7 @@
 
   const firstBad = (cost) => cost.state.findIndex((state) => state !== "finite");
 
-  /** "inf at step 0, NaN from step 5" in words. */
+  /** "inf at step 0, NaN at the next record, step 5" in words. */
   const badStory = (cost) => {
     const at = firstBad(cost);
     if (at < 0) return null;
@@ -21,7 +21,8 @@
     const inf = cost.state.indexOf("inf");
     const words = [];
     if (inf >= 0) words.push(t("cost.inf", { step: cost.steps[inf] }));
-    if (nan >= 0) words.push(t("cost.nan", { step: cost.steps[nan] }));
+    const next = inf >= 0 && nan === inf + 1;
+    if (nan >= 0) words.push(t(next ? "cost.next" : "cost.nan", { step: cost.steps[nan] }));
     return words.join(t("comma"));
   };
 
@@ -57,7 +58,7 @@
       desc: costDescription(series),
       readLabel: t("cost.read"),
       xLabel: t("step"),
-      y: { log: true, format: bnkit.number },
+      y: { log: true, format: bnkit.number, tick: bnkit.tick },
       series,
       references: ["noise_variance", "best_constant"].map((key) => ({
         value: reference[key],

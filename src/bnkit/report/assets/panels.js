@@ -109,7 +109,7 @@
       const { edges } = this.layer;
       const [low, high] = [edges[0], edges[edges.length - 1]];
       const label = (x, anchor, value) =>
-        svg("text", { x, y: H - 4, "text-anchor": anchor }, bnkit.number(value));
+        svg("text", { x, y: H - 4, "text-anchor": anchor }, bnkit.tick(value));
       const zero = LEFT + ((0 - low) / (high - low)) * (W - 2 * LEFT);
       return svg(
         "g",
@@ -171,7 +171,7 @@
     binLines(i) {
       const { edges } = this.layer;
       const values = {
-        low: bnkit.number(edges[i]), high: bnkit.number(edges[i + 1]),
+        low: bnkit.tick(edges[i]), high: bnkit.tick(edges[i + 1]),
         count: this.counts[i], entries: this.record.entries,
         share: percent(this.counts[i] / this.record.entries),
       };

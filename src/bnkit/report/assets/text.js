@@ -30,7 +30,23 @@
   bnkit.percent = (share) => {
     if (share > 0 && share < 0.005) return "<1\u00a0%";
     if (share < 1 && share > 0.995) return ">99\u00a0%";
-    return `${Math.round(share * 100)}\u00a0%`;
+    return `${bnkit.points(share, 0)}\u00a0%`;
+  };
+
+  /** A share in per cent with one decimal. */
+  bnkit.exact = (share) => `${bnkit.points(share)}\u00a0%`;
+
+  /** A share in points, rounded half up on its decimal value: the rule of bnkit.lab.shares. */
+  bnkit.points = (share, digits = 1) => {
+    const [mantissa, exponent] = share.toPrecision(12).split("e");
+    const whole = Math.round(Number(`${mantissa}e${Number(exponent || 0) + 2 + digits}`));
+    return (whole / 10 ** digits).toFixed(digits);
+  };
+
+  /** A number at an axis or an edge: no zeros at its end. */
+  bnkit.tick = (value) => {
+    const text = bnkit.number(value);
+    return /^−?\d+\.\d+$/.test(text) ? text.replace(/\.?0+$/, "") : text;
   };
 
   /** Three digits that a person can read; `–` where there is no number. */
@@ -39,7 +55,7 @@
     const size = Math.abs(value);
     if (size !== 0 && (size >= 1e5 || size < 1e-3)) return scientific(value, digits);
     if (size >= 1000) return String(Math.round(value));
-    return String(Number(value.toPrecision(digits))).replace("-", "−");
+    return (size === 0 ? "0" : value.toPrecision(digits)).replace("-", "−");
   };
 
   /** A power of ten as people write it: 10⁻³ for 0.001. */

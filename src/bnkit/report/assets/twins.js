@@ -1,7 +1,7 @@
 "use strict";
 // The twin networks: curves of every seed with their median, and one network judged in many modes.
 (() => {
-  const { svg, html, t, pick, byId } = bnkit;
+  const { svg, html, t, pick, byId, exact } = bnkit;
   const finite = (value) => value !== null && value !== undefined;
 
   const median = (values) => {
@@ -52,15 +52,13 @@
     const common = { xLabel: t("step"), readLabel: t("cost.read") };
     bnkit.lineChart(byId("loss"), {
       ...common, title: t("loss.title"), desc: describe(loss, bnkit.number),
-      y: { log: true, format: bnkit.number }, series: loss,
+      y: { log: true, format: bnkit.number, tick: bnkit.tick }, series: loss,
     });
     bnkit.lineChart(byId("accuracy"), {
       ...common, title: t("accuracy.title"), desc: describe(accuracy, exact),
-      y: { domain: [low, 1], format: exact }, series: accuracy,
+      y: { domain: [low, 1], format: exact, tick: bnkit.percent }, series: accuracy,
     });
   };
-
-  const exact = (share) => `${(share * 100).toFixed(1).replace(/\.0$/, "")}\u00a0%`;
 
   const spread = (values) => {
     const mean = values.reduce((a, b) => a + b, 0) / values.length;
@@ -73,7 +71,7 @@
     const rows = twins.arms.map((arm) => {
       const known = arm.runs.map((run) => run.test_accuracy).filter(finite);
       const { mean, sd } = known.length ? spread(known) : { mean: null, sd: null };
-      const words = mean === null ? "–" : exact(mean) + (sd === null ? "" : ` ± ${(sd * 100).toFixed(1)}`);
+      const words = mean === null ? "–" : exact(mean) + (sd === null ? "" : ` ± ${bnkit.points(sd)}`);
       return html(
         "div",
         { class: `figure-number ${arm.id === "bn" ? "bn" : "plain"}` },
@@ -113,7 +111,7 @@
     byId("modes").replaceChildren(
       ...rows.map((row) => {
         const note = modeNote(row);
-        const words = exact(row.accuracy) + (row.sd === null ? "" : ` ± ${(row.sd * 100).toFixed(1)}`);
+        const words = exact(row.accuracy) + (row.sd === null ? "" : ` ± ${bnkit.points(row.sd)}`);
         const lost = (reference?.accuracy ?? row.accuracy) - row.accuracy;
         const state = row === reference ? "right" : lost > 0.05 ? "wrong" : "near";
         return html(
