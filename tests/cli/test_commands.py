@@ -184,8 +184,9 @@ def test_interruption_says_what_is_kept_and_how_to_go_on(extra, advice, raising,
 
 
 @pytest.mark.parametrize("swallowed", [False, True], ids=["other error", "no error"])
+@pytest.mark.usefixtures("small")
 def test_an_interrupt_that_a_library_swallows_is_still_one(
-    swallowed, small, tmp_path, monkeypatch, capsys
+    swallowed, tmp_path, monkeypatch, capsys
 ):
     """Inside matplotlib, Ctrl-C was seen to come out as a ValueError."""
 
@@ -207,10 +208,9 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_full_disk_is_named_with_the_files_that_are_complete(
-    small, tmp_path, monkeypatch, capsys
-):
-    def full(figure, path, **_):
+@pytest.mark.usefixtures("small")
+def test_a_full_disk_is_named_with_the_files_that_are_complete(tmp_path, monkeypatch, capsys):
+    def full(_figure, path, **_):
         if "tanh" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
         path.write_bytes(b"png")

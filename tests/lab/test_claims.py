@@ -1,6 +1,7 @@
 """Verdicts follow from the numbers: other numbers, other verdicts."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -101,3 +102,23 @@ def test_saturation_of_later_layers_with_batch_norm(runs, share, verdict):
     normal = changed(runs["tanh", True], first=2, saturated=share)
     found = verdicts({**runs, ("tanh", True): normal})
     assert found["later-layers-not-saturated"] == verdict
+
+
+def test_one_value_below_0_would_mean_before_the_activation(runs):
+    below = changed(runs["relu", True], negative=1)
+    claims = {c.id: c for c in judge(tuple({**runs, ("relu", True): below}.values()))}
+    assert claims["before-activation"].verdict == "reproduced"
+    assert "35 of 630000 finite values" in claims["before-activation"].measured.en
+
+
+def test_claim_of_the_distributions_tells_mean_and_variance(mofan):
+    claim = mofan.claims[0]
+    assert "the mean is" in claim.measured.en
+    assert "the variance is" in claim.measured.en
+
+
+def test_chinese_has_its_own_punctuation(mofan):
+    for claim in mofan.claims:
+        for text in (claim.claim.zh, claim.measured.zh):
+            assert not {", ", "; ", ": ", " ("} & {a + b for a, b in pairwise(text)}
+            assert text.endswith("。")

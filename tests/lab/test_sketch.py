@@ -64,3 +64,8 @@ def test_every_entry_is_accounted_for(values):
     assert r.entries == values.size
     assert sum(r.counts) + round(r.outside * r.entries) + r.nan + r.posinf + r.neginf == r.entries
     assert (r.mean is None) == (r.nonfinite == 1)
+
+
+def test_negative_values_are_counted_inside_and_outside_the_window():
+    values = np.array([[-5.0, -0.0], [np.nan, -np.inf], [-1e-30, 3.0]])
+    assert sketch(values, window_edges(1), step=0, kind="relu").negative == 2

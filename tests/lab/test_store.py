@@ -65,7 +65,9 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OutputError, match=r"r\.json.*No space left on device.*--out"):
+    with pytest.raises(
+        OutputError, match=r"r\.json.*No space left on device.*Make room on the disk"
+    ):
         write_json({}, tmp_path / "r.json")
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from bnkit.lab.shares import percent
+
 pytestmark = pytest.mark.browser
 
 BARS = """(where) => [...document.querySelectorAll(where + ' .bar')].map((bar) =>
@@ -211,7 +213,10 @@ def test_cost_that_is_never_finite_is_a_cross_and_a_hatched_lane(demo, visit):
     assert page.locator("#cost .drawing .curve.plain").count() == 0
     assert page.locator("#cost .drawing .curve.bn").count() == 1
     assert page.locator("#cost .cross.plain").count() == 1
-    assert page.text_content("#cost .lane-name") == "no BN: ∞ at step 0, NaN from step 5 on"
+    assert (
+        page.text_content("#cost .lane-name")
+        == "no BN: ∞ at step 0, NaN at the next record, step 5"
+    )
 
 
 def test_curve_stops_at_a_cross(demo, visit):
@@ -241,7 +246,10 @@ def test_cost_that_explodes_before_it_is_lost(demo, visit):
     assert crosses[0] == f"translate({path.rsplit('L', 1)[1]})"
     assert len(crosses) == 2
     assert "NaN" not in page.get_attribute("#cost [data-key=bn]", "d")
-    assert page.text_content("#cost .lane-name") == "no BN: ∞ at step 15, NaN from step 20 on"
+    assert (
+        page.text_content("#cost .lane-name")
+        == "no BN: ∞ at step 15, NaN at the next record, step 20"
+    )
     assert page.locator("#cost .grid").count() <= 7
 
 
@@ -368,3 +376,36 @@ def test_mofan_document_without_ablation(mofan_only, visit):
     assert page.is_hidden("[role=tablist]")
     assert page.locator("#panels .panel").count() == 16
     assert page.locator(".finding").count() == 1
+
+
+def test_percentages_are_rounded_as_in_the_findings(demo, visit):
+    page = visit(demo)
+    shares = [0.2125, 0.21249999999999997, 0.99, 0.0335, 0.545, 0.125, 1e-9, 0.0, 1.0, 2 / 3]
+    exact = page.evaluate("(all) => all.map((share) => bnkit.exact(share))", shares)
+    whole = page.evaluate("(all) => all.map((share) => bnkit.percent(share))", shares)
+    assert [text.replace("\u00a0", " ") for text in exact] == [percent(s, 1) for s in shares]
+    assert [text.replace("\u00a0", " ") for text in whole] == [percent(s) for s in shares]
+
+
+def test_only_costs_below_the_best_constant_are_tinted(demo, visit):
+    page = visit(demo, "lang=en&tab=ablation")
+    medians = [c["median"] for row in demo["mofan"]["ablation"]["rows"] for c in row["cells"]]
+    tints = page.eval_on_selector_all(
+        "#heat td", "all => all.map((td) => td.style.getPropertyValue('--heat'))"
+    )
+    limit = demo["mofan"]["reference"]["best_constant"]
+    assert len(tints) == len(medians)
+    for median, tint in zip(medians, tints, strict=True):
+        if median is None:
+            assert tint == ""
+        else:
+            assert (float(tint.removesuffix("%")) >= 12) == (median < limit)
+            assert median < limit or tint == "0%"
+
+
+def test_nan_that_is_not_at_the_record_after_infinity(demo, visit):
+    cost = {"steps": [0, 5, 10], "values": [None] * 3, "state": ["inf", "inf", "nan"]}
+    demo["mofan"]["runs"][0]["cost"] = cost
+    page = visit(demo)
+    expected = "no BN: ∞ at step 0, NaN from the record at step 10 on"
+    assert page.text_content("#cost .lane-name") == expected

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from bnkit.core.errors import InputError, OutputError
 from bnkit.viz import (
@@ -81,7 +82,7 @@ def test_cost_without_a_finite_value_is_one_cross(demo):
     assert cross.get_transform() == ax.get_xaxis_transform()
     lost, kept = ax.lines[0], ax.lines[2]
     assert np.isnan(lost.get_ydata()).all()
-    assert lost.get_label() == "no BN (∞ at step 0, NaN from step 5)"
+    assert lost.get_label() == "no BN (∞ at step 0, NaN at the next record, step 5)"
     cost = next(r for r in demo["mofan"]["runs"] if r["activation"] == "relu" and r["batch_norm"])
     assert list(kept.get_ydata()) == cost["cost"]["values"]
     assert ax.get_yscale() == "log"
@@ -216,3 +217,15 @@ def test_bad_arguments_name_what_is_known(demo, tmp_path):
 def test_no_pyplot_is_loaded():
     code = "import sys, bnkit.viz; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ablation_is_blue_only_below_the_best_constant(demo):
+    ablation, limit = demo["mofan"]["ablation"], demo["mofan"]["reference"]["best_constant"]
+    ax = plot_ablation(ablation, limit=limit)
+    medians = [cell["median"] for row in ablation["rows"] for cell in row["cells"]]
+    boxes = [p for p in ax.patches if isinstance(p, Rectangle)]
+    assert len(boxes) == len(medians)
+    for median, box in zip(medians, boxes, strict=True):
+        red, _, blue, _ = box.get_facecolor()
+        assert (blue - red > 0.02) == (median is not None and median < limit)
+    assert "blue: below the best constant, 738" in ax.get_title()

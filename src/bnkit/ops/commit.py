@@ -117,6 +117,7 @@ class _Commit(Function):
 def _each_slice(size: int, in_dims: tuple, inputs: tuple) -> Tensor:
     """Statistics that are batched themselves, as an ensemble's are: each slice updates its own."""
     mean, m2, count, options, *tensors = inputs
+    out = mean.new_zeros(())
     for i in range(size):
         parts = [
             v if d is None else v.select(d, i)

@@ -3,7 +3,31 @@
 from functools import cache
 from typing import Any
 
-from bnkit.ops.kernels.compiled import compiled, sigmoid
+from bnkit.ops.kernels.compiled import sigmoid, specialized
+
+# bound anew for each variant
+act = "none"
+
+
+def _forward(z: Any, slope: Any) -> Any:
+    if act == "relu":
+        return z * 0 if z < 0 else z  # a NaN stays
+    if act == "leaky_relu":
+        return z * slope if z < 0 else z
+    if act == "silu":
+        return z * sigmoid(z)
+    return z
+
+
+def _backward(g: Any, z: Any, slope: Any) -> Any:
+    if act == "relu":
+        return g if z > 0 else g * 0
+    if act == "leaky_relu":
+        return g if z > 0 else g * slope
+    if act == "silu":
+        p = sigmoid(z)
+        return g * p + g * z * (p - p * p)
+    return g
 
 
 @cache
@@ -16,18 +40,7 @@ def activate(act: str) -> Any:
     Returns:
         A compiled function, which becomes part of the loop that calls it.
     """
-
-    @compiled
-    def forward(z: Any, slope: Any) -> Any:
-        if act == "relu":
-            return z * 0 if z < 0 else z  # a NaN stays
-        if act == "leaky_relu":
-            return z * slope if z < 0 else z
-        if act == "silu":
-            return z * sigmoid(z)
-        return z
-
-    return forward
+    return specialized(_forward, act=act)
 
 
 @cache
@@ -40,16 +53,4 @@ def through(act: str) -> Any:
     Returns:
         A compiled function, which becomes part of the loop that calls it.
     """
-
-    @compiled
-    def backward(g: Any, z: Any, slope: Any) -> Any:
-        if act == "relu":
-            return g if z > 0 else g * 0
-        if act == "leaky_relu":
-            return g if z > 0 else g * slope
-        if act == "silu":
-            p = sigmoid(z)
-            return g * p + g * z * (p - p * p)
-        return g
-
-    return backward
+    return specialized(_backward, act=act)

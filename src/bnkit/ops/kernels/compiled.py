@@ -1,7 +1,10 @@
 """How the loops are compiled, and a sigmoid that vectorises."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -25,14 +28,63 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
 )
 
 
-def compiled(function: Callable) -> Any:
-    """Compile a loop with Numba: without the GIL, and cached on disk."""
-    return numba.njit(nogil=True, cache=True, fastmath=STRICT, error_model="numpy")(function)
+def _digest() -> str:
+    """A name for the sources of all loops as they are now.
+
+    Numba keeps machine code beside the file of a function and looks at that file only; the code
+    of the functions it calls, from other files, is part of it.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+_SOURCES = _digest()
+
+
+def compiled(function: Callable, *, sums: bool = False) -> Any:
+    """Compile a loop with Numba: without the GIL, and cached on disk.
+
+    Args:
+        function: The loop.
+        sums: Permit sums to be reordered.
+
+    Returns:
+        The compiled function.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{_SOURCES}"
+    flags = _SUMS if sums else STRICT
+    return numba.njit(nogil=True, cache=True, fastmath=flags, error_model="numpy")(function)
 
 
 def compiled_sums(function: Callable) -> Any:
     """As `compiled`, with permission to reorder sums."""
-    return numba.njit(nogil=True, cache=True, fastmath=_SUMS, error_model="numpy")(function)
+    return compiled(function, sums=True)
+
+
+def specialized(template: Callable, *, sums: bool = False, **names: Any) -> Any:
+    """Compile a function whose global names mean something else in each of its variants.
+
+    A closure would read better, but Numba cannot find the machine code of one again that calls
+    other compiled functions, and would compile it in every process.
+
+    Args:
+        template: A function of a module.
+        sums: Permit sums to be reordered.
+        names: What the names mean; strings, booleans and dtypes tell the variants apart.
+
+    Returns:
+        The compiled function.
+    """
+    telling = [v for v in names.values() if isinstance(v, str | bool | type)]
+    suffix = "_".join(v.__name__ if isinstance(v, type) else str(v) for v in telling)
+    code = template.__code__
+    variant = FunctionType(code, {**template.__globals__, **names}, template.__name__)
+    variant.__qualname__ = f"{template.__qualname__}_{suffix}"
+    variant.__module__ = template.__module__
+    return compiled(variant, sums=sums)
 
 
 @intrinsic

@@ -10,6 +10,7 @@ exist; there, and where torch brings another runtime, the parts run one after th
 import ctypes
 import os
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numba
@@ -84,18 +85,24 @@ class Task(NamedTuple):
     entry: Any
 
 
-def task(body: Any) -> Task:
+# set anew for each task
+body: Any = None
+
+
+def _entry(pointer: Any) -> None:
+    description = carray(pointer, _LENGTH, np.int64)
+    part = _thread_number()
+    if part < description[PARTS]:
+        body(description, part)
+
+
+def task(function: Any) -> Task:
     """Prepare a compiled function of an int64 array and the number of a part for `run`."""
-
-    def entry(pointer: Any) -> None:
-        description = carray(pointer, _LENGTH, np.int64)
-        part = _thread_number()
-        if part < description[PARTS]:
-            body(description, part)
-
+    variant = FunctionType(_entry.__code__, {**globals(), "body": function}, "entry")
+    variant.__qualname__ = f"entry_{function.py_func.__qualname__}"
+    variant.__module__ = __name__
     signature = types.void(types.CPointer(types.int64))
-    compile_entry = numba.cfunc(signature, cache=True, fastmath=STRICT)
-    return Task(body, compile_entry(entry))
+    return Task(function, numba.cfunc(signature, cache=True, fastmath=STRICT)(variant))
 
 
 def run(work: Task, parts: int, numbers: tuple[int, ...]) -> None:

@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 
 from bnkit.ops.kernels.activations import activate, through
-from bnkit.ops.kernels.compiled import compiled, compiled_sums
+from bnkit.ops.kernels.compiled import compiled, compiled_sums, specialized
+
+# what these names mean is set anew for each variant of a loop: `specialized`
+residual: Any = None
+forward: Any = None
+carry: Any = None
+sums_of_plane: Any = None
 
 
 @compiled_sums
@@ -67,6 +73,22 @@ def plane_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> None
         count = total
 
 
+def _planes_forward(
+    x: Any, added: Any, y: Any, shape: Any, channels: Any, affine: Any, slope: Any
+) -> None:
+    n, c, s = shape
+    for i in range(n):
+        for ch in range(channels[0], channels[1]):
+            base = (i * c + ch) * s
+            xs, ys, rs = x[base : base + s], y[base : base + s], added[base : base + s]
+            m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
+            for k in range(s):
+                z = (xs[k] - m) * w + b
+                if residual:
+                    z += rs[k]
+                ys[k] = forward(z, slope)
+
+
 @cache
 def planes_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
     """The loop `y = act((x - mean) * scale + shift + residual)` for a range of channels.
@@ -80,22 +102,7 @@ def planes_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
         are mean, scale and shift, in the dtype of x.
     """
     forward = activate(act)
-
-    @compiled
-    def run(x: Any, added: Any, y: Any, shape: Any, channels: Any, affine: Any, slope: Any) -> None:
-        n, c, s = shape
-        for i in range(n):
-            for ch in range(channels[0], channels[1]):
-                base = (i * c + ch) * s
-                xs, ys, rs = x[base : base + s], y[base : base + s], added[base : base + s]
-                m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-                for k in range(s):
-                    z = (xs[k] - m) * w + b
-                    if residual:
-                        z += rs[k]
-                    ys[k] = forward(z, slope)
-
-    return run
+    return specialized(_planes_forward, act=act, residual=residual, forward=forward)
 
 
 @compiled
@@ -107,6 +114,26 @@ def finish_statistics(
         affine[0, ch] = statistics[0, ch]
         affine[1, ch] = parameters[0, ch] / math.sqrt(statistics[1, ch] / count + eps)
         affine[2, ch] = parameters[1, ch]
+
+
+def _planes_train(
+    x: Any,
+    added: Any,
+    y: Any,
+    shape: Any,
+    channels: Any,
+    block: int,
+    parameters: Any,
+    eps: float,
+    statistics: Any,
+    affine: Any,
+    slope: Any,
+) -> None:
+    for first in range(channels[0], channels[1], block):
+        part = (first, min(first + block, channels[1]))
+        plane_moments(x, shape, part, statistics[0], statistics[1])
+        finish_statistics(part, shape[0] * shape[2], parameters, eps, statistics, affine)
+        forward(x, added, y, shape, part, affine, slope)
 
 
 @cache
@@ -123,54 +150,78 @@ def planes_train(act: str, residual: bool) -> Any:  # noqa: FBT001
         `affine` are written.
     """
     forward = planes_forward(act, residual)
+    return specialized(_planes_train, act=act, residual=residual, forward=forward)
 
-    @compiled
-    def run(
-        x: Any,
-        added: Any,
-        y: Any,
-        shape: Any,
-        channels: Any,
-        block: int,
-        parameters: Any,
-        eps: float,
-        statistics: Any,
-        affine: Any,
-        slope: Any,
-    ) -> None:
-        for first in range(channels[0], channels[1], block):
-            part = (first, min(first + block, channels[1]))
-            plane_moments(x, shape, part, statistics[0], statistics[1])
-            finish_statistics(part, shape[0] * shape[2], parameters, eps, statistics, affine)
-            forward(x, added, y, shape, part, affine, slope)
 
-    return run
+def _run_sums_of_plane(gs: Any, xs: Any, rs: Any, affine: Any, ch: int, slope: Any) -> Any:
+    m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
+    p = xs.dtype.type(0)
+    q = xs.dtype.type(0)
+    for k in range(xs.shape[0]):
+        d = xs[k] - m
+        z = d * w + b
+        if residual:
+            z += rs[k]
+        g = carry(gs[k], z, slope)
+        p += g * d
+        q += g
+    return p, q
 
 
 @cache
 def _sums_of_plane(act: str, residual: bool) -> Any:  # noqa: FBT001
     carry = through(act)
+    return specialized(_run_sums_of_plane, sums=True, act=act, residual=residual, carry=carry)
 
-    @compiled_sums
-    def sums_of_plane(gs: Any, xs: Any, rs: Any, affine: Any, ch: int, slope: Any) -> Any:
-        m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-        p = xs.dtype.type(0)
-        q = xs.dtype.type(0)
-        for k in range(xs.shape[0]):
-            d = xs[k] - m
-            z = d * w + b
-            if residual:
-                z += rs[k]
-            g = carry(gs[k], z, slope)
-            p += g * d
-            q += g
-        return p, q
 
-    return sums_of_plane
+def _planes_backward(
+    grad: Any,
+    x: Any,
+    added: Any,
+    grad_x: Any,
+    grad_added: Any,
+    shape: Any,
+    channels: Any,
+    block: int,
+    affine: Any,
+    invstd: Any,
+    sums: Any,
+    slope: Any,
+) -> None:
+    n, c, s = shape
+    for first in range(channels[0], channels[1], block):
+        last = min(first + block, channels[1])
+        for ch in range(first, last):
+            sums[0, ch] = 0.0
+            sums[1, ch] = 0.0
+        for i in range(n):
+            for ch in range(first, last):
+                base = (i * c + ch) * s
+                xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
+                p, q = sums_of_plane(gs, xs, rs, affine, ch, slope)
+                sums[0, ch] += p * invstd[ch]
+                sums[1, ch] += q
+        for i in range(n):
+            for ch in range(first, last):
+                base = (i * c + ch) * s
+                xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
+                out, through_add = grad_x[base : base + s], grad_added[base : base + s]
+                m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
+                along = x.dtype.type(-w * invstd[ch] * sums[0, ch] / (n * s))
+                level = x.dtype.type(-w * sums[1, ch] / (n * s))
+                for k in range(s):
+                    d = xs[k] - m
+                    z = d * w + b
+                    if residual:
+                        z += rs[k]
+                    g = carry(gs[k], z, slope)
+                    if residual:
+                        through_add[k] = g
+                    out[k] = g * w + d * along + level
 
 
 @cache
-def planes_backward(act: str, residual: bool) -> Any:  # noqa: C901, FBT001  one loop nest
+def planes_backward(act: str, residual: bool) -> Any:  # noqa: FBT001  one loop nest
     """Gradients of the training form for a range of channels.
 
     `z = (x - mean) * scale + shift + residual` is computed again, so that nothing but x (and the
@@ -185,52 +236,8 @@ def planes_backward(act: str, residual: bool) -> Any:  # noqa: C901, FBT001  one
         `run(grad, x, added, grad_x, grad_added, shape, channels, block, affine, invstd, sums,
         slope)`; `sums` (float64: of g * xhat, of g), `grad_x` and `grad_added` are written.
     """
-    carry, sums_of_plane = through(act), _sums_of_plane(act, residual)
-
-    @compiled
-    def run(
-        grad: Any,
-        x: Any,
-        added: Any,
-        grad_x: Any,
-        grad_added: Any,
-        shape: Any,
-        channels: Any,
-        block: int,
-        affine: Any,
-        invstd: Any,
-        sums: Any,
-        slope: Any,
-    ) -> None:
-        n, c, s = shape
-        for first in range(channels[0], channels[1], block):
-            last = min(first + block, channels[1])
-            for ch in range(first, last):
-                sums[0, ch] = 0.0
-                sums[1, ch] = 0.0
-            for i in range(n):
-                for ch in range(first, last):
-                    base = (i * c + ch) * s
-                    xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
-                    p, q = sums_of_plane(gs, xs, rs, affine, ch, slope)
-                    sums[0, ch] += p * invstd[ch]
-                    sums[1, ch] += q
-            for i in range(n):
-                for ch in range(first, last):
-                    base = (i * c + ch) * s
-                    xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
-                    out, through_add = grad_x[base : base + s], grad_added[base : base + s]
-                    m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-                    along = x.dtype.type(-w * invstd[ch] * sums[0, ch] / (n * s))
-                    level = x.dtype.type(-w * sums[1, ch] / (n * s))
-                    for k in range(s):
-                        d = xs[k] - m
-                        z = d * w + b
-                        if residual:
-                            z += rs[k]
-                        g = carry(gs[k], z, slope)
-                        if residual:
-                            through_add[k] = g
-                        out[k] = g * w + d * along + level
-
-    return run
+    carry = through(act)
+    sums_of_plane = _sums_of_plane(act, residual)
+    return specialized(
+        _planes_backward, act=act, residual=residual, carry=carry, sums_of_plane=sums_of_plane
+    )

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from bnkit.ops.kernels.activations import activate, through
-from bnkit.ops.kernels.compiled import compiled
+from bnkit.ops.kernels.compiled import compiled, specialized
+
+# what these names mean is set anew for each variant of a loop: `specialized`
+residual: Any = None
+forward: Any = None
+carry: Any = None
+add_block: Any = None
+add_row: Any = None
 
 
 @compiled
@@ -85,6 +92,19 @@ def _add_deviations(x: Any, rows: Any, center: Any, total: Any, squares: Any) ->
         r += 1
 
 
+def _rows_forward(x: Any, added: Any, y: Any, rows: Any, affine: Any, slope: Any) -> None:
+    means, scales, shifts = affine[0], affine[1], affine[2]
+    width = means.shape[0]
+    for r in range(rows[0], rows[1]):
+        base = r * width
+        xs, ys, rs = x[base : base + width], y[base : base + width], added[base : base + width]
+        for k in range(width):
+            z = (xs[k] - means[k]) * scales[k] + shifts[k]
+            if residual:
+                z += rs[k]
+            ys[k] = forward(z, slope)
+
+
 @cache
 def rows_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
     """The loop `y = act((x - mean) * scale + shift + residual)` for a range of rows.
@@ -98,21 +118,24 @@ def rows_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
         scale and shift of each column, in the dtype of x.
     """
     forward = activate(act)
+    return specialized(_rows_forward, act=act, residual=residual, forward=forward)
 
-    @compiled
-    def run(x: Any, added: Any, y: Any, rows: Any, affine: Any, slope: Any) -> None:
-        means, scales, shifts = affine[0], affine[1], affine[2]
-        width = means.shape[0]
-        for r in range(rows[0], rows[1]):
-            base = r * width
-            xs, ys, rs = x[base : base + width], y[base : base + width], added[base : base + width]
-            for k in range(width):
-                z = (xs[k] - means[k]) * scales[k] + shifts[k]
-                if residual:
-                    z += rs[k]
-                ys[k] = forward(z, slope)
 
-    return run
+def _rows_sums(
+    grad: Any, x: Any, added: Any, rows: Any, block: int, affine: Any, sums: Any, slope: Any
+) -> None:
+    width = affine.shape[1]
+    p = np.zeros(width, x.dtype)
+    q = np.zeros(width, x.dtype)
+    sums[:] = 0.0
+    for start in range(rows[0], rows[1], block):
+        stop = min(start + block, rows[1])
+        add_block(grad, x, added, (start, stop), affine, p, q, slope)
+        for k in range(width):
+            sums[0, k] += p[k]
+            sums[1, k] += q[k]
+            p[k] = 0
+            q[k] = 0
 
 
 @cache
@@ -129,71 +152,83 @@ def rows_sums(act: str, residual: bool) -> Any:  # noqa: FBT001
         activation.
     """
     add_block = _add_block(act, residual)
+    return specialized(_rows_sums, act=act, residual=residual, add_block=add_block)
 
-    @compiled
-    def run(
-        grad: Any, x: Any, added: Any, rows: Any, block: int, affine: Any, sums: Any, slope: Any
-    ) -> None:
-        width = affine.shape[1]
-        p = np.zeros(width, x.dtype)
-        q = np.zeros(width, x.dtype)
-        sums[:] = 0.0
-        for start in range(rows[0], rows[1], block):
-            stop = min(start + block, rows[1])
-            add_block(grad, x, added, (start, stop), affine, p, q, slope)
-            for k in range(width):
-                sums[0, k] += p[k]
-                sums[1, k] += q[k]
-                p[k] = 0
-                q[k] = 0
 
-    return run
+def _add_block_add_row(x: Any, g: Any, r: Any, affine: Any, p: Any, q: Any, slope: Any) -> None:
+    means, scales, shifts = affine[0], affine[1], affine[2]
+    for k in range(p.shape[0]):
+        d = x[k] - means[k]
+        z = d * scales[k] + shifts[k]
+        if residual:
+            z += r[k]
+        u = carry(g[k], z, slope)
+        p[k] += u * d
+        q[k] += u
+
+
+def _run_add_block(
+    grad: Any, x: Any, added: Any, rows: Any, affine: Any, p: Any, q: Any, slope: Any
+) -> None:
+    means, scales, shifts = affine[0], affine[1], affine[2]
+    width = p.shape[0]
+    r = rows[0]
+    while r + 2 <= rows[1]:
+        base = r * width
+        end, after = base + width, base + 2 * width
+        x0, x1, g0, g1 = x[base:end], x[end:after], grad[base:end], grad[end:after]
+        r0, r1 = added[base:end], added[end:after]
+        for k in range(width):
+            d0, d1 = x0[k] - means[k], x1[k] - means[k]
+            z0, z1 = d0 * scales[k] + shifts[k], d1 * scales[k] + shifts[k]
+            if residual:
+                z0 += r0[k]
+                z1 += r1[k]
+            u0, u1 = carry(g0[k], z0, slope), carry(g1[k], z1, slope)
+            p[k] += u0 * d0 + u1 * d1
+            q[k] += u0 + u1
+        r += 2
+    if r < rows[1]:
+        base = r * width
+        end = base + width
+        add_row(x[base:end], grad[base:end], added[base:end], affine, p, q, slope)
 
 
 @cache
 def _add_block(act: str, residual: bool) -> Any:  # noqa: FBT001
     carry = through(act)
+    add_row = specialized(_add_block_add_row, act=act, residual=residual, carry=carry)
+    return specialized(_run_add_block, act=act, residual=residual, carry=carry, add_row=add_row)
 
-    @compiled
-    def add_row(x: Any, g: Any, r: Any, affine: Any, p: Any, q: Any, slope: Any) -> None:
-        means, scales, shifts = affine[0], affine[1], affine[2]
-        for k in range(p.shape[0]):
-            d = x[k] - means[k]
+
+def _rows_backward(
+    grad: Any,
+    x: Any,
+    added: Any,
+    grad_x: Any,
+    grad_added: Any,
+    rows: Any,
+    affine: Any,
+    lines: Any,
+    slope: Any,
+) -> None:
+    means, scales, shifts = affine[0], affine[1], affine[2]
+    along, level = lines[0], lines[1]
+    width = means.shape[0]
+    for r in range(rows[0], rows[1]):
+        base = r * width
+        end = base + width
+        xs, gs, rs, out = x[base:end], grad[base:end], added[base:end], grad_x[base:end]
+        out_added = grad_added[base:end]
+        for k in range(width):
+            d = xs[k] - means[k]
             z = d * scales[k] + shifts[k]
             if residual:
-                z += r[k]
-            u = carry(g[k], z, slope)
-            p[k] += u * d
-            q[k] += u
-
-    @compiled
-    def run(
-        grad: Any, x: Any, added: Any, rows: Any, affine: Any, p: Any, q: Any, slope: Any
-    ) -> None:
-        means, scales, shifts = affine[0], affine[1], affine[2]
-        width = p.shape[0]
-        r = rows[0]
-        while r + 2 <= rows[1]:
-            base = r * width
-            end, after = base + width, base + 2 * width
-            x0, x1, g0, g1 = x[base:end], x[end:after], grad[base:end], grad[end:after]
-            r0, r1 = added[base:end], added[end:after]
-            for k in range(width):
-                d0, d1 = x0[k] - means[k], x1[k] - means[k]
-                z0, z1 = d0 * scales[k] + shifts[k], d1 * scales[k] + shifts[k]
-                if residual:
-                    z0 += r0[k]
-                    z1 += r1[k]
-                u0, u1 = carry(g0[k], z0, slope), carry(g1[k], z1, slope)
-                p[k] += u0 * d0 + u1 * d1
-                q[k] += u0 + u1
-            r += 2
-        if r < rows[1]:
-            base = r * width
-            end = base + width
-            add_row(x[base:end], grad[base:end], added[base:end], affine, p, q, slope)
-
-    return run
+                z += rs[k]
+            g = carry(gs[k], z, slope)
+            if residual:
+                out_added[k] = g
+            out[k] = g * scales[k] + d * along[k] + level[k]
 
 
 @cache
@@ -209,35 +244,4 @@ def rows_backward(act: str, residual: bool) -> Any:  # noqa: FBT001
         `lines` are the factor of x - mean and the constant of grad_x, per column.
     """
     carry = through(act)
-
-    @compiled
-    def run(
-        grad: Any,
-        x: Any,
-        added: Any,
-        grad_x: Any,
-        grad_added: Any,
-        rows: Any,
-        affine: Any,
-        lines: Any,
-        slope: Any,
-    ) -> None:
-        means, scales, shifts = affine[0], affine[1], affine[2]
-        along, level = lines[0], lines[1]
-        width = means.shape[0]
-        for r in range(rows[0], rows[1]):
-            base = r * width
-            end = base + width
-            xs, gs, rs, out = x[base:end], grad[base:end], added[base:end], grad_x[base:end]
-            out_added = grad_added[base:end]
-            for k in range(width):
-                d = xs[k] - means[k]
-                z = d * scales[k] + shifts[k]
-                if residual:
-                    z += rs[k]
-                g = carry(gs[k], z, slope)
-                if residual:
-                    out_added[k] = g
-                out[k] = g * scales[k] + d * along[k] + level[k]
-
-    return run
+    return specialized(_rows_backward, act=act, residual=residual, carry=carry)
