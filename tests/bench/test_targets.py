@@ -80,6 +80,16 @@ def test_the_share_of_the_copy_takes_large_arrays_only():
     assert found("forward over 8 MB", "new copy", [large]).measured == pytest.approx(60.0)
 
 
+def test_the_ceiling_is_the_ratio_of_a_kernel_as_fast_as_a_copy():
+    times = {"torch": 6.0, "bnkit": 2.0, "copy": 1.0}
+    assert measurement(times).ceiling("torch") == pytest.approx(6.0)
+    back = measurement(times, direction="backward")
+    assert back.ceiling("torch") == pytest.approx(6.0 / 1.5)
+    assert measurement({"bnkit": 1.0, "copy": 1.0}).ceiling("torch") is None
+    row = found("forward, contiguous", "torch", [measurement(times)])
+    assert row.note == "3.00 to 3.00 over 1; 6.0 at copy speed"
+
+
 def test_the_overhead_is_the_time_of_bnkit_over_that_of_torch():
     tiny = measurement({"torch": 1.0, "bnkit": 1.3}, network="tiny", sizes=(32, 64))
     assert found("time of a forward", "torch", [tiny]).passed is True

@@ -1,6 +1,8 @@
 """Interleaving and patience; no test here depends on how fast anything is."""
 
 import gc
+import subprocess
+import sys
 import time
 
 import pytest
@@ -90,3 +92,20 @@ def test_the_garbage_collector_runs_again_afterwards():
     with pytest.raises(ZeroDivisionError):
         interleaved({"a": Work(lambda: 1 / 0)}, Plan())
     assert gc.isenabled()
+
+
+def test_freed_memory_is_kept_in_a_process_of_its_own():
+    code = (
+        "import torch\n"
+        "from bnkit.bench.memory import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "import resource\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(20_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults()\n"
+        "print(not kept or faults() < 1000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

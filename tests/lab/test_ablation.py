@@ -28,7 +28,9 @@ def test_a_lost_network_does_not_disturb_the_others():
     config = MofanConfig(steps=steps, record_every=5)
     mixed = final_costs(config, row, (1,), (1e-5, 1e30))
     assert isnan(mixed[1])
-    assert mixed[0] == pytest.approx(final_costs(config, row, (1,), (1e-5,))[0], rel=1e-5)
+    # beside a network that stays: products of another shape would add other rounding errors
+    kept = final_costs(config, row, (1,), (1e-5, 2e-5))
+    assert mixed[0] == pytest.approx(kept[0], rel=1e-5)
 
 
 def test_all_networks_lost():

@@ -124,6 +124,35 @@ def _smallest(errors: Iterable[float]) -> float:
     return min((e for e in errors if e == e), default=0.0)
 
 
+class _InputError(NamedTuple):
+    """What rounding the input costs: mean / std, the largest xhat, the error of xhat and of y."""
+
+    mean: Tensor
+    top: Tensor
+    xhat: Tensor
+    y: Tensor
+
+
+class _Sizes(NamedTuple):
+    """How large the parts of a gradient are: `weight * invstd`, g, sums of |g| and |g xhat|."""
+
+    slope: Tensor
+    g: Tensor
+    absolute: tuple[Tensor, ...]
+    sum_g: Tensor
+    values: int
+
+
+def _gradient_bounds(error: _InputError, size: _Sizes) -> dict[str, Tensor]:
+    abs_g, abs_gx = size.absolute
+    sums = (4 * _U * abs_g + (error.xhat + 4 * _U * error.top) * abs_gx) / size.values
+    return {
+        "grad_x": 2 * size.slope * (3 * _U * size.g + sums),
+        "grad_weight": 4 * _U * abs_gx + _U * error.mean * size.sum_g,
+        "grad_bias": 4 * _U * abs_g,
+    }
+
+
 def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth:
     x = inputs.x.detach().double()
     axes = (0, *range(2, x.ndim))
@@ -144,7 +173,6 @@ def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth
     g = grad_y * (z > 0) if relu else grad_y
     gx = g * xhat
     sum_g, sum_gx = g.sum(axes, keepdim=True), gx.sum(axes, keepdim=True)
-    abs_g, abs_gx = (torch.linalg.vector_norm(v, 1, axes).max() for v in (g, gx))
     values = {
         "y": torch.relu(z) if relu else z,
         "grad_x": w * invstd * (g - sum_g / n - xhat * sum_gx / n),
@@ -153,14 +181,11 @@ def _truth(inputs: Inputs, weight: Tensor, bias: Tensor, *, relu: bool) -> Truth
         "running_mean": mean.flatten(),
         "running_var": var.flatten() * (n / (n - 1)),
     }
-    slope = (w * invstd).abs().max()
-    bounds = {
+    absolute = tuple(torch.linalg.vector_norm(v, 1, axes).max() for v in (g, gx))
+    input_error = _InputError(a, top, d, bound_y)
+    sizes = _Sizes((w * invstd).abs().max(), _largest(g), absolute, sum_g.abs().max(), n)
+    bounds = _gradient_bounds(input_error, sizes) | {
         "y": bound_y,
-        "grad_x": 2
-        * slope
-        * (3 * _U * _largest(g) + (4 * _U * abs_g + (d + 4 * _U * top) * abs_gx) / n),
-        "grad_weight": 4 * _U * abs_gx + _U * a * sum_g.abs().max(),
-        "grad_bias": 4 * _U * abs_g,
         "running_mean": _U * (2 * mean.abs().max() + 4 * var.max().sqrt()),
         "running_var": 8 * _U * values["running_var"].max(),
     }

@@ -72,6 +72,13 @@ class Measurement:
         theirs, ours = self.seconds(provider), self.seconds("bnkit")
         return None if theirs is None or ours is None else theirs / ours
 
+    def ceiling(self, provider: str) -> float | None:
+        """The ratio against a provider of a kernel that moved the floor as fast as a copy."""
+        theirs, copy = self.seconds(provider), self.seconds("copy")
+        if theirs is None or copy is None:
+            return None
+        return theirs / (copy * self.floor_bytes / (2 * self.array_bytes))
+
     def share(self, copy: str) -> float | None:
         """Share of the bandwidth of a copy that bnkit reaches, by the floor of the bytes."""
         theirs, ours = self.seconds(copy), self.seconds("bnkit")

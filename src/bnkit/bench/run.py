@@ -11,6 +11,7 @@ import torch
 
 from bnkit.bench.gate import MEANS, check_shape, require
 from bnkit.bench.machine import describe, load
+from bnkit.bench.memory import keep_freed_memory
 from bnkit.bench.networks import NETWORKS
 from bnkit.bench.providers import BNKIT, Layers, copies, make_inputs, prepare, work_of
 from bnkit.bench.quiet import Patience
@@ -22,7 +23,6 @@ from bnkit.bench.timing import Plan, Work, interleaved
 from bnkit.bench.traffic import Direction, Operator, array_bytes, floor_bytes
 
 OPERATORS: tuple[Operator, ...] = ("bn", "bn_relu", "bn_add_relu")
-_SCRATCH = 7_500_000
 _PLAN = Plan()
 _STEP_PLAN = Plan(sample=0.0, budget=12.0, least=5)
 
@@ -48,6 +48,7 @@ class BenchConfig:
         step_plan: How long one network is measured.
         checked: Whose numbers pass the gate.
         patience: Seconds for waiting and measuring again while other processes compute.
+        keep_memory: Let no layer pay for page faults; holds for the rest of the process.
     """
 
     level: Level = "normal"
@@ -59,6 +60,7 @@ class BenchConfig:
     step_plan: Plan = _STEP_PLAN
     checked: Layers = BNKIT
     patience: float = 0.0
+    keep_memory: bool = False
 
     @property
     def suite(self) -> tuple[Shape, ...]:
@@ -77,7 +79,7 @@ def config_of(level: Level, *, threads: int | None = None, patience: float = 0.0
     Returns:
         The configuration.
     """
-    common = BenchConfig(level=level, threads=threads, patience=patience)
+    common = BenchConfig(level=level, threads=threads, patience=patience, keep_memory=True)
     if level == "quick":
         plan, step_plan = Plan(budget=0.4, least=5, most=15), Plan(sample=0.0, budget=3.0, least=3)
         return replace(common, plan=plan, step_plan=step_plan)
@@ -103,12 +105,11 @@ def run_bench(config: BenchConfig, *, progress: Progress = silent) -> Report:
     start, before = perf_counter(), load()
     with _threads(config.threads):
         checks = _gate(config, progress)
-        # glibc adapts its thresholds to the largest block that was freed, as in any process that
-        # has trained for a moment; done first, the order of the cases does not matter
-        torch.empty(_SCRATCH)
         patience = Patience(config.patience)
+        steps = _networks(config, patience, progress)  # first: with the allocator as it is
+        if config.keep_memory:
+            keep_freed_memory()
         measurements = _layers(config, patience, progress)
-        steps = _networks(config, patience, progress)
         machine = describe(before)
     return Report(
         date=datetime.now(UTC).date().isoformat(),

@@ -118,6 +118,9 @@ def _against(target: Target, provider: str, found: list[Measurement]) -> Outcome
     ratios = [r for m in found if (r := m.ratio(provider)) is not None]
     passed = mean >= wanted and (floor is None or min(ratios) >= floor)
     note = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)}"
+    ceilings = [c for m in found if (c := m.ceiling(provider)) is not None]
+    if ceilings:
+        note += f"; {geometric_mean(ceilings):.1f} at copy speed"
     return Outcome(target.what, provider, words, mean, "x", passed, note)
 
 

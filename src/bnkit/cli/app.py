@@ -53,6 +53,8 @@ def _launch(
     """
     try:
         app(tokens, exit_on_error=False)
+    except CycloptsError:
+        raise
     except Exception:
         if debug:
             traceback.print_exc()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Switch = Parameter(negative="")
 _WIDEST = 1000
 _VERDICTS = ("pass", "falls short")
-_TITLES = {"gate": "numbers against float64", "layers": "layers", "networks": "training steps"}
+_TITLES = {"gate": "numbers against float64", "networks": "training steps", "layers": "layers"}
 
 
 def bench(

@@ -110,7 +110,8 @@ def _print_difference(left: Preset, right: Preset) -> None:
     if not found:
         console.print(f"{left.key} and {right.key} mean the same on every axis.")
         return
-    table = Table(_field(), left.key, right.key, "changes", "meaning")
+    heads = (Column(p.key, overflow="fold") for p in (left, right))
+    table = Table(_field(), *heads, "changes", "meaning")
     for d in found:
         row = (_shown(d.field, d.left), _shown(d.field, d.right))
         table.add_row(d.field, *row, d.effect, d.meaning)

@@ -1,8 +1,4 @@
-"""Batch norm on arrays: NumPy, torch, or any array-API namespace, under any specification.
-
-State goes in and comes out; nothing is changed in place. Layouts `(N, C)`, `(N, C, L)`,
-`(N, C, H, W)`, `(N, C, D, H, W)` and every other `channel_axis`, also several.
-"""
+"""The training form, the inference form and the gradients."""
 
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,19 +17,17 @@ from bnkit.core import (
     NonFiniteWarning,
     Normalized,
     RunningStats,
-    SpecError,
     at_least_one_value,
     blended_backward,
-    initial_running,
     invstd,
     moments,
     normalize,
     normalize_eval_backward,
     read_running,
-    real_dtype,
     upcast,
     update_running,
 )
+from bnkit.functional.call import Call, check_spec, check_weights, parameter_of, prepare, state_of
 
 Array = Any
 OnNonFinite = Literal["skip", "propagate", "raise"]
@@ -56,27 +50,6 @@ class TrainResult(NamedTuple):
     y: Array
     state: RunningStats
     saved: Saved
-
-
-class _Call(NamedTuple):
-    """One call, prepared: the values in the dtype of statistics, and where their channels are."""
-
-    where: str
-    xp: Any
-    x: Array
-    spec: BatchNormSpec
-    axes: tuple[int, ...]
-    channels: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the statistics."""
-        return tuple(self.x.shape[a] for a in self.channels)
-
-    def spread(self, statistic: Array) -> Array:
-        """A statistic, reshaped to broadcast against `x`."""
-        kept = (self.x.shape[a] if a in self.channels else 1 for a in range(self.x.ndim))
-        return self.xp.reshape(statistic, tuple(kept))
 
 
 # NaN and infinity are reported in words, not by NumPy's warnings
@@ -136,13 +109,13 @@ def batch_norm_train(
             f"got {on_nonfinite!r}."
         )
         raise InputError(msg)
-    call = _prepare("batch_norm_train", x, spec, channel_axis)
-    _check_spec(call)
-    weight, bias = _parameter(call, "weight", weight), _parameter(call, "bias", bias)
+    call = prepare("batch_norm_train", x, spec, channel_axis)
+    check_spec(call)
+    weight, bias = parameter_of(call, "weight", weight), parameter_of(call, "bias", bias)
     weight = None if spec.weight_fixed else weight
-    state = _state(call, state)
+    state = state_of(call, state)
     if sample_weights is not None:
-        _check_weights(call, sample_weights)
+        check_weights(call, sample_weights)
     batch = moments(call.x, call.axes, sample_weights, xp=call.xp)
     if sample_weights is not None:
         call = call._replace(x=_without_hidden_nan(call, sample_weights))
@@ -197,9 +170,9 @@ def batch_norm_eval(
         >>> float(batch_norm_eval(np.array([[4.0]]), state=state)[0, 0])  # (4 - 2) / sqrt(3 + eps)
         1.1546986...
     """
-    call = _prepare("batch_norm_eval", x, spec, channel_axis)
-    weight, bias = _parameter(call, "weight", weight), _parameter(call, "bias", bias)
-    mean, var = read_running(_state(call, state), spec)
+    call = prepare("batch_norm_eval", x, spec, channel_axis)
+    weight, bias = parameter_of(call, "weight", weight), parameter_of(call, "bias", bias)
+    mean, var = read_running(state_of(call, state), spec)
     s = invstd(call.xp, call.spread(var), spec.effective_eps)
     scale = s if weight is None or spec.weight_fixed else s * weight
     return call.xp.astype(normalize(call.x, call.spread(mean), scale, bias), x.dtype)
@@ -261,7 +234,7 @@ def _normalizing(
 
 
 def _next_state(
-    call: _Call, state: RunningStats, batch: Moments, on_nonfinite: OnNonFinite
+    call: Call, state: RunningStats, batch: Moments, on_nonfinite: OnNonFinite
 ) -> RunningStats:
     if call.spec.update_when == "never":
         return state
@@ -283,7 +256,7 @@ def _next_state(
     return state
 
 
-def _without_hidden_nan(call: _Call, sample_weights: Array) -> Array:
+def _without_hidden_nan(call: Call, sample_weights: Array) -> Array:
     """NaN where nothing is would reach the gradients by way of 0 * NaN."""
     xp = call.xp
     hidden = xp.broadcast_to(sample_weights == 0, call.x.shape) & ~xp.isfinite(call.x)
@@ -294,7 +267,7 @@ def _finite(xp: Any, batch: Moments) -> bool:
     return bool(xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2)))
 
 
-def _describe_nonfinite(call: _Call, batch: Moments) -> str:
+def _describe_nonfinite(call: Call, batch: Moments) -> str:
     xp = call.xp
     bad = ~(xp.isfinite(batch.mean) & xp.isfinite(batch.m2))
     bad = xp.nonzero(xp.reshape(bad, (-1,)))[0]
@@ -305,7 +278,7 @@ def _describe_nonfinite(call: _Call, batch: Moments) -> str:
     )
 
 
-def _single_value(call: _Call, batch: Moments) -> Moments:
+def _single_value(call: Call, batch: Moments) -> Moments:
     if call.spec.single_value == "error":
         msg = (
             f"{call.where}: expected more than one value per channel, got x of shape "
@@ -318,97 +291,7 @@ def _single_value(call: _Call, batch: Moments) -> Moments:
     return batch
 
 
-def _identity(call: _Call, x: Array, state: RunningStats) -> TrainResult:
+def _identity(call: Call, x: Array, state: RunningStats) -> TrainResult:
     ones = call.xp.ones_like(call.x)
     at = Normalized(call.x, ones, None, call.axes, 1)
     return TrainResult(x, state, Saved(at, call.x, 0.0, x.dtype, weight_learns=False))
-
-
-def _prepare(
-    where: str, x: Array, spec: BatchNormSpec, channel_axis: int | tuple[int, ...] | None
-) -> _Call:
-    if not isinstance(spec, BatchNormSpec):
-        msg = (
-            f"{where}: expected a BatchNormSpec, got {spec!r}. Pass bnkit.preset({spec!r}).spec, "
-            "or one of bnkit.core.TORCH, KERAS3, ..."
-        )
-        raise SpecError(msg)
-    if not hasattr(x, "ndim") or not hasattr(x, "dtype"):
-        msg = f"{where}: expected an array, got {type(x).__name__}. Pass numpy.asarray(x)."
-        raise InputError(msg)
-    xp = array_namespace(x)
-    axis = spec.channel_axis if channel_axis is None else channel_axis
-    channels = (axis,) if isinstance(axis, int) else tuple(axis)
-    if x.ndim < 2:
-        msg = (
-            f"{where}: expected at least 2 dimensions, got shape {tuple(x.shape)}. Add the batch "
-            "dimension."
-        )
-        raise InputError(msg)
-    if not all(-x.ndim <= a < x.ndim for a in channels):
-        msg = (
-            f"{where}: expected channel_axis within the {x.ndim} dimensions of x, got {axis} for "
-            f"shape {tuple(x.shape)}. Choose the axis of the channels."
-        )
-        raise InputError(msg)
-    channels = tuple(sorted(a % x.ndim for a in channels))
-    axes = tuple(a for a in range(x.ndim) if a not in channels)
-    return _Call(where, xp, upcast(xp, x), spec, axes, channels)
-
-
-def _check_spec(call: _Call) -> None:
-    spec = call.spec
-    if not spec.effective_eps > 0:
-        msg = f"{call.where}: eps must be > 0 in training, got {spec.eps}. Choose e.g. 1e-5."
-        raise SpecError(msg)
-    unsupported = {
-        "virtual_batch_size": spec.virtual_batch_size is not None,
-        "train_statistics": spec.train_statistics in ("blend", "renorm"),
-        "tracked_second_moment": spec.tracked_second_moment != "variance",
-    }
-    for name in (name for name, hit in unsupported.items() if hit):
-        msg = (
-            f"{call.where}: {name}={getattr(spec, name)!r} is described by the specification but "
-            "not computed here. Use the default of that field, or batch_norm_eval."
-        )
-        raise SpecError(msg)
-
-
-def _check_weights(call: _Call, weights: Array) -> None:
-    try:
-        spread = call.xp.broadcast_to(weights, call.x.shape)
-    except (ValueError, RuntimeError) as error:
-        msg = (
-            f"{call.where}: expected sample_weights that broadcast against x of shape "
-            f"{tuple(call.x.shape)}, got {tuple(weights.shape)}. Add dimensions of size 1."
-        )
-        raise InputError(msg) from error
-    if not bool(call.xp.all(spread >= 0)):
-        msg = f"{call.where}: expected sample_weights >= 0, got negative or NaN ones."
-        raise InputError(msg)
-
-
-def _parameter(call: _Call, name: str, value: Array | None) -> Array | None:
-    if value is None:
-        return None
-    _check_shape(call, name, value)
-    return call.xp.astype(call.spread(value), call.x.dtype)
-
-
-def _state(call: _Call, state: RunningStats | None) -> RunningStats:
-    if state is None:
-        xp = call.xp
-        fresh = initial_running(xp.zeros(call.shape, dtype=real_dtype(xp, call.x)), call.spec)
-        return fresh._replace(mean=xp.astype(fresh.mean, call.x.dtype))
-    _check_shape(call, "state.mean", state.mean)
-    _check_shape(call, "state.var", state.var)
-    return state
-
-
-def _check_shape(call: _Call, name: str, value: Array) -> None:
-    if tuple(value.shape) != call.shape:
-        msg = (
-            f"{call.where}: expected {name} of shape {call.shape}, the channels of x, got "
-            f"{tuple(value.shape)}. Check channel_axis and the layer that x comes from."
-        )
-        raise InputError(msg)
