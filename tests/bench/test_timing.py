@@ -102,10 +102,10 @@ def test_freed_memory_is_kept_in_a_process_of_its_own():
         "import resource\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    torch.ones(20_000_000)\n"
+        "    torch.ones(6_000_000)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "faults()\n"
-        "print(not kept or faults() < 1000)\n"
+        "print(not kept or max([faults() for _ in range(8)][4:]) < 1000)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

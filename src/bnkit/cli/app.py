@@ -50,6 +50,9 @@ def _launch(
     Args:
         tokens: The command and its options.
         debug: Show the traceback when something fails.
+
+    Raises:
+        CycloptsError: Wrong usage, which has been printed.
     """
     try:
         app(tokens, exit_on_error=False)

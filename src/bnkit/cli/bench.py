@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bnkit.cli.console import err, out
-from bnkit.core.errors import InputError
 
 if TYPE_CHECKING:
     from bnkit.bench.run import BenchConfig
@@ -56,6 +55,7 @@ def bench(
         InputError: Options that exclude each other, or a file name that will not do.
     """
     from bnkit.bench.files import check_writable, read_document, write_document
+    from bnkit.core.errors import InputError
 
     if quick and full:
         msg = "bnkit bench: expected --quick or --full, got both."

@@ -168,7 +168,7 @@ class BatchNormBase(_TorchBatchNorm):
         total = int(counter)
         first = self._reported == 0
         if total <= self._reported:
-            self._reported = total
+            self.__dict__["_reported"] = total  # Module.__setattr__ takes its time
             return
         self._reported = total
         if first:
