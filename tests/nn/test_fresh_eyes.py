@@ -165,6 +165,22 @@ def test_complex_values_need_a_complex_layer():
         bnkit.nn.BatchNorm1d(3)(torch.randn(4, 3, dtype=torch.complex64))
 
 
+def test_autograd_knows_that_the_statistics_were_written():
+    layer = bnkit.nn.BatchNorm1d(3)
+    v = torch.ones(3, requires_grad=True)
+    loss = (v * layer.running_var).sum()  # keeps the statistics for its backward pass
+    layer(torch.randn(4, 3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        layer = bnkit.nn.BatchNorm1d(3)
+        layer(torch.randn(4, 3))
+        assert int(layer.num_batches_tracked) == 1
+
+
 def test_not_a_tensor():
     with pytest.raises(InputError, match=r"expected a torch.Tensor, got list"):
         bnkit.nn.BatchNorm1d(3)([[1.0, 2.0, 3.0]])

@@ -255,6 +255,21 @@ def test_what_no_loop_takes_falls_back_to_the_reference():
     )
 
 
+def test_a_pending_negation_is_not_overlooked():
+    """The imaginary part of a conjugate is a view whose memory has the other sign."""
+    z = torch.randn(6, 4, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    layer = bnkit.nn.BatchNorm1d(4)
+    torch.testing.assert_close(layer(x), torch.nn.BatchNorm1d(4)(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.mean(0))
+    v = torch.randn(6, 4, requires_grad=True)
+    expected = v.detach().clone().requires_grad_()
+    bnkit.nn.BatchNorm1d(4)(v).backward(x)
+    torch.nn.BatchNorm1d(4)(expected).backward(x)
+    torch.testing.assert_close(v.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_forcing_a_kernel():
     x = torch.randn(4, 3)
     with use_kernel("reference"):

@@ -44,7 +44,7 @@ def known_memory(x: Tensor) -> Memory:
 def same_memory(x: Tensor, other: Tensor) -> bool:
     """Whether two tensors can be read side by side."""
     alike = other.shape == x.shape and other.dtype == x.dtype and other.device == x.device
-    return alike and other.stride() == x.stride()
+    return alike and other.stride() == x.stride() and not other.is_neg()
 
 
 def parameters_of(affine: Affine, c: int, dtype: torch.dtype) -> np.ndarray:

@@ -45,6 +45,8 @@ def refuses(x: Tensor, residual: Tensor | None = None) -> str | None:
         return f"x of shape {tuple(x.shape)} has nothing to normalize"
     if not _INSTALLED:
         return "Numba is not installed"
+    if x.layout is not torch.strided or x.is_neg():
+        return "the values of x do not lie in memory as they are (layout, or a pending negation)"
     memory = memory_of(x)
     if memory is None:
         return f"x is neither contiguous nor channels-last (strides {tuple(x.stride())})"
@@ -138,7 +140,11 @@ def commit(
     mean, m2, count = batch
     run = commit_serial(TYPES[mean.dtype])
     addresses = (address(b) for b in buffers)
-    return run(mean.data_ptr(), m2.data_ptr(), mean.numel(), count, *addresses, weight, skip)
+    done = run(mean.data_ptr(), m2.data_ptr(), mean.numel(), count, *addresses, weight, skip)
+    # autograd must know that somebody else's graph may hold the old values
+    written = [b for b in buffers if b is not None and not b.is_inference()]
+    torch.autograd.graph.increment_version(written)
+    return done
 
 
 def _one_call(x: Tensor, memory: Memory) -> bool:
