@@ -62,5 +62,4 @@ from bnkit.core.spec import BatchNormSpec as BatchNormSpec
 from bnkit.core.spec import Effect as Effect
 from bnkit.core.spec import SpecDifference as SpecDifference
 from bnkit.core.spec import difference as difference
-from bnkit.core.spec import field_default as field_default
 from bnkit.core.spec import spec_fields as spec_fields

@@ -1,7 +1,7 @@
 """`BatchNormSpec`: what one framework means by batch normalization, all but the numbers."""
 
 import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -184,11 +184,6 @@ def difference(left: BatchNormSpec, right: BatchNormSpec) -> tuple[SpecDifferenc
 def spec_fields() -> tuple[Field, ...]:
     """The fields of `BatchNormSpec`, with their metadata `axis`, `effect` and `meaning`."""
     return fields(BatchNormSpec)
-
-
-def field_default(spec_field: Field) -> Any:
-    """The default of a field: PyTorch's choice."""
-    return None if spec_field.default is MISSING else spec_field.default
 
 
 def _hints() -> dict[str, Any]:

@@ -164,8 +164,7 @@ class _TrainForwardMode(_Train):
         dweight, dbias = (None if t is None else reference.spread(t, x) for t in (dweight, dbias))
         dz = normalize_jvp(xp, at, dx, dweight, dbias)
         dz = dz if dresidual is None else dz + dresidual
-        shift = None if bias is None else reference.spread(bias, x)
-        z = reference.before_activation(at, shift, residual)
+        z = reference.before_activation(at, x, affine)
         return affine.act.backward(dz, z).to(x.dtype), None, None
 
 
@@ -207,8 +206,7 @@ class _EvalEager(Function):
         at = reference.normalized(x, affine, Moments(n, mean, var * n))
         grad = upcast(xp, grads[0])
         if affine.act.name != "none":
-            shift = None if bias is None else reference.spread(bias, x)
-            grad = affine.act.backward(grad, reference.before_activation(at, shift, residual))
+            grad = affine.act.backward(grad, reference.before_activation(at, x, affine))
         wanted = ctx.needs_input_grad
         by_weight = by_bias = None
         if weight is not None and wanted[3]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from bnkit.ops.registry import Affine
 
 TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+# Below this many values a parallel region costs more than it saves.
+SERIAL = 1 << 15
 # A block of planes is read twice and should stay in a core's share of the cache (bytes).
 _PLANES_IN_CACHE = 2 << 20
 _ROWS_IN_CACHE = 1 << 18
@@ -49,15 +51,10 @@ def same_memory(x: Tensor, other: Tensor) -> bool:
 
 def parameters_of(affine: Affine, c: int, dtype: torch.dtype) -> np.ndarray:
     """Rows weight and bias in a dtype, 1 and 0 where not given."""
-    rows = np.empty((2, c), _EMPTY[dtype].dtype)
+    rows = np.empty((2, c), TYPES[dtype])
     for row, (given, default) in zip(rows, ((affine.weight, 1), (affine.bias, 0)), strict=True):
         row[:] = default if given is None else given.detach().to(dtype).numpy()
     return rows
-
-
-def numpy_dtype(x: Tensor) -> np.dtype:
-    """The dtype of a tensor, as NumPy's."""
-    return _EMPTY[x.dtype].dtype
 
 
 def planes_in_cache(x: Tensor, memory: Memory) -> int:
@@ -76,14 +73,21 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """`address` of each."""
+    return tuple(address(t) for t in tensors)
+
+
+def variant_of(x: Tensor, affine: Affine) -> tuple[type, str, bool]:
+    """What tells the variants of a loop apart: dtype, activation, residual."""
+    return TYPES[x.dtype], affine.act.name, affine.residual is not None
+
+
 def converted(x: Tensor, parameter: Tensor | None) -> Tensor | None:
     """A parameter in the dtype of x, in one piece."""
     if parameter is None or (parameter.dtype is x.dtype and parameter.is_contiguous()):
         return parameter
     return parameter.to(x.dtype).contiguous()
-
-
-_EMPTY = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 
 
 def numbers_of(affine: Affine) -> np.ndarray:

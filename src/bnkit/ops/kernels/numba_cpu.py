@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from bnkit.ops.kernels.memory import (
+    SERIAL,
     TYPES,
     Memory,
     address,
     known_memory,
     memory_of,
-    numpy_dtype,
     parameters_of,
     same_memory,
 )
@@ -21,8 +21,6 @@ from bnkit.ops.kernels.numba_planes import backward_planes, forward_planes, trai
 from bnkit.ops.kernels.numba_rows import backward_rows, forward_rows, train_rows
 from bnkit.ops.registry import Affine, Backward, Kernel, Train
 
-# Below this many values a parallel region costs more than it saves.
-_SMALL = 1 << 15
 _NARROW = (torch.float16, torch.bfloat16)
 _INSTALLED = find_spec("numba") is not None
 
@@ -86,7 +84,7 @@ def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     y = torch.empty_like(x)
     if _one_call(x, memory):
         return evaluate_at_once(x, y, (mean, var), affine, memory)
-    table = np.empty((3, c), numpy_dtype(x))
+    table = np.empty((3, c), TYPES[x.dtype])
     parameters = parameters_of(affine, c, x.dtype)
     table[0] = mean.numpy()
     table[1] = parameters[0] / np.sqrt(var.numpy().astype(np.float64) + affine.eps)
@@ -109,7 +107,7 @@ def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor
         return backward_at_once((grad_y, x, affine), (mean, m2), memory)
     parameters = parameters_of(affine, c, x.dtype)
     invstd = 1 / np.sqrt(m2.numpy().astype(np.float64) / (n * s) + affine.eps)
-    table = np.stack([mean.numpy(), parameters[0] * invstd, parameters[1]]).astype(numpy_dtype(x))
+    table = np.stack([mean.numpy(), parameters[0] * invstd, parameters[1]]).astype(TYPES[x.dtype])
     outputs = torch.empty_like(x), None if affine.residual is None else torch.empty_like(x)
     passes = backward_rows if memory.rows else backward_planes
     sums = passes((grad_y, x, affine), outputs, memory, (table, invstd))
@@ -150,7 +148,7 @@ def commit(
 def _one_call(x: Tensor, memory: Memory) -> bool:
     """Whether one thread and one compiled call do best; many rows gain from folding."""
     values = x.numel()
-    return values < _SMALL or (not memory.rows and torch.get_num_threads() == 1)
+    return values < SERIAL or (not memory.rows and torch.get_num_threads() == 1)
 
 
 def _widened(affine: Affine) -> Affine:

@@ -1,15 +1,14 @@
 """Planes over several threads: each takes a range of channels."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bnkit.ops.kernels.memory import (
-    TYPES,
     Memory,
-    address,
+    addresses,
     numbers_of,
     planes_in_cache,
+    variant_of,
 )
 from bnkit.ops.registry import Affine
 
@@ -21,16 +20,16 @@ def train_planes(
     from bnkit.ops.kernels import openmp, tasks
 
     n, c, s = memory.shape
-    work = tasks.train_planes_task(TYPES[x.dtype], *_kind(affine))
+    work = tasks.train_planes_task(*variant_of(x, affine))
     statistics, table, numbers = (
         np.empty((2, c)),
         np.empty_like(parameters, shape=(3, c)),
         numbers_of(affine),
     )
     arrays = parameters, statistics, table, numbers
-    addresses = *_addresses(x, affine.residual, y), *(a.ctypes.data for a in arrays)
+    places = *addresses(x, affine.residual, y), *(a.ctypes.data for a in arrays)
     sizes = n, c, s, planes_in_cache(x, memory)
-    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *sizes))
+    openmp.run(work, openmp.threads(x.numel(), c), (*places, *sizes))
     return statistics
 
 
@@ -39,10 +38,10 @@ def forward_planes(x: Tensor, y: Tensor, affine: Affine, memory: Memory, table: 
     from bnkit.ops.kernels import openmp, tasks
 
     c = memory.shape[1]
-    work = tasks.forward_planes_task(TYPES[x.dtype], *_kind(affine))
+    work = tasks.forward_planes_task(*variant_of(x, affine))
     numbers = numbers_of(affine)
-    addresses = *_addresses(x, affine.residual, y), table.ctypes.data, numbers.ctypes.data
-    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *memory.shape))
+    places = *addresses(x, affine.residual, y), table.ctypes.data, numbers.ctypes.data
+    openmp.run(work, openmp.threads(x.numel(), c), (*places, *memory.shape))
 
 
 def backward_planes(
@@ -57,19 +56,11 @@ def backward_planes(
     grad_y, x, affine = given
     table, invstd = tables
     n, c, s = memory.shape
-    work = tasks.backward_planes_task(TYPES[x.dtype], *_kind(affine))
+    work = tasks.backward_planes_task(*variant_of(x, affine))
     sums, numbers = np.empty((2, c)), numbers_of(affine)
     arrays = table, invstd, sums, numbers
-    addresses = _addresses(grad_y, x, affine.residual, *outputs)
+    places = addresses(grad_y, x, affine.residual, *outputs)
     block = max(1, planes_in_cache(x, memory) // 2)
     sizes = *(a.ctypes.data for a in arrays), n, c, s, block
-    openmp.run(work, openmp.threads(x.numel(), c), (*addresses, *sizes))
+    openmp.run(work, openmp.threads(x.numel(), c), (*places, *sizes))
     return sums
-
-
-def _kind(affine: Affine) -> tuple[str, bool]:
-    return affine.act.name, affine.residual is not None
-
-
-def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
-    return tuple(address(t) for t in tensors)

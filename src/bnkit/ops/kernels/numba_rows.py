@@ -5,7 +5,15 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from bnkit.ops.kernels.memory import TYPES, Memory, address, numbers_of, rows_in_cache
+from bnkit.ops.kernels.memory import (
+    TYPES,
+    Memory,
+    address,
+    addresses,
+    numbers_of,
+    rows_in_cache,
+    variant_of,
+)
 from bnkit.ops.registry import Affine
 
 # Rows at least this wide keep the vector units busy.
@@ -30,9 +38,9 @@ def forward_rows(x: Tensor, y: Tensor, affine: Affine, memory: Memory, table: np
     """Inference forward into y, from rows mean, scale and shift of `table`."""
     from bnkit.ops.kernels import openmp, tasks
 
-    work = tasks.forward_rows_task(TYPES[x.dtype], affine.act.name, affine.residual is not None)
+    work = tasks.forward_rows_task(*variant_of(x, affine))
     numbers = numbers_of(affine)
-    places = tuple(address(t) for t in (x, affine.residual, y))
+    places = addresses(x, affine.residual, y)
 
     def forward(start: int, rows: int, columns: np.ndarray) -> None:
         width = columns.shape[1]
@@ -55,11 +63,11 @@ def backward_rows(
     grad_y, x, affine = given
     table, invstd = tables
     n, c, s = memory.shape
-    kind = TYPES[x.dtype], affine.act.name, affine.residual is not None
+    kind = variant_of(x, affine)
     summing, writing = tasks.rows_sums_task(*kind), tasks.backward_rows_task(*kind)
     numbers = numbers_of(affine)
-    reads = tuple(address(t) for t in (grad_y, x, affine.residual))
-    writes = tuple(address(t) for t in outputs)
+    reads = addresses(grad_y, x, affine.residual)
+    writes = addresses(*outputs)
     sums = np.zeros((2, c))
 
     def add(start: int, rows: int, columns: np.ndarray) -> None:

@@ -21,9 +21,7 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import types
 
 from bnkit.ops.kernels.compiled import STRICT
-
-# Below this many values a parallel region costs more than it saves.
-SERIAL = 1 << 15
+from bnkit.ops.kernels.memory import SERIAL
 
 # entries of a task's description that belong to this module
 PARTS, RESERVED = 0, 1

@@ -34,11 +34,11 @@ def spread(v: Tensor, x: Tensor, *, real: bool = False) -> Tensor:
     return v.reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def before_activation(at: Normalized, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def before_activation(at: Normalized, x: Tensor, affine: Affine) -> Tensor:
     """`weight * xhat + bias + residual`."""
     z = at.xhat if at.weight is None else at.xhat * at.weight
-    z = z if bias is None else z + bias
-    return z if residual is None else z + residual.to(z.dtype)
+    z = z if affine.bias is None else z + spread(affine.bias, x)
+    return z if affine.residual is None else z + affine.residual.to(z.dtype)
 
 
 def normalized(x: Tensor, affine: Affine, batch: Moments) -> Normalized:
@@ -67,8 +67,7 @@ def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor
     at = normalized(x, affine, Moments(count(x), mean, m2))
     grad = upcast(xp, grad_y)
     if affine.act.name != "none":
-        bias = None if affine.bias is None else spread(affine.bias, x)
-        grad = affine.act.backward(grad, before_activation(at, bias, affine.residual))
+        grad = affine.act.backward(grad, before_activation(at, x, affine))
     g = normalize_backward(xp, at, grad)
     by_residual = None if affine.residual is None else grad.to(affine.residual.dtype)
     return Backward(g.x.to(x.dtype), g.weight.reshape(-1), g.bias.reshape(-1), by_residual)
