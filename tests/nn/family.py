@@ -47,8 +47,11 @@ def state(layer):
     return {k: v.clone() for k, v in layer.state_dict().items()}
 
 
-def assert_state(layer, expected):
-    """Bit for bit."""
+def assert_state(layer, expected, *, exact=True):
+    """Bit for bit, or to the rounding of a compiler that orders sums in its own way."""
     assert list(layer.state_dict()) == list(expected)
     for name, value in layer.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+        if exact:
+            assert torch.equal(value, expected[name]), name
+        else:
+            torch.testing.assert_close(value, expected[name], msg=name)

@@ -163,10 +163,15 @@ def test_for_a_while_and_when_something_breaks():
     model = network()
     model(images())
     before = state(model)
-    with pytest.raises(ZeroDivisionError), bnkit.nn.frozen(model, affine=True):
-        model.train()(images(1))
-        assert not model[1].weight.requires_grad
-        raise ZeroDivisionError
+
+    def breaks():
+        with bnkit.nn.frozen(model, affine=True):
+            model.train()(images(1))
+            assert not model[1].weight.requires_grad
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks()
     assert_state(model, before)
     assert model[1].training
     assert model[1].weight.requires_grad
@@ -247,8 +252,9 @@ def test_what_cannot_be_frozen_is_named_and_nothing_changes():
     with pytest.raises(PolicyError, match=message + re.escape("replace_(model)")):
         bnkit.nn.freeze_(model)
     assert model[0].training
-    with pytest.raises(PolicyError, match="^frozen: expected bnkit's layers"), bnkit.nn.frozen(
-        model
+    with (
+        pytest.raises(PolicyError, match=r"^frozen: expected bnkit's layers"),
+        bnkit.nn.frozen(model),
     ):
         pytest.fail("entered")
     untracked = nn.Sequential(

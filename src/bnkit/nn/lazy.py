@@ -27,6 +27,10 @@ class _LazyExtension(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
                 self.__dict__["_thaw"] = thaw
             BatchNormBase._extend(self, self.on_nonfinite)  # pyright: ignore[reportArgumentType]
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The first call, which was looked up before the layer became one of ours."""
+        return BatchNormBase.forward(self, input)  # pyright: ignore[reportArgumentType]
+
     # the layer is still lazy while its first buffers are widened
     _widen_statistics = BatchNormBase._widen_statistics
 

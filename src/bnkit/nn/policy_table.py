@@ -171,8 +171,7 @@ def _affine(layer: nn.Module) -> str:
 
 def _batches(layer: _TorchBatchNorm) -> int | None:
     counter = layer.num_batches_tracked
-    known = counter is not None and not nn.parameter.is_lazy(counter)
-    return int(counter) if known and counter.device.type != "meta" else None
+    return None if counter is None or counter.device.type == "meta" else int(counter)
 
 
 def _cell(value: Any) -> str:
