@@ -123,7 +123,7 @@ def policy(model: nn.Module) -> PolicyTable:
 
 
 def _row(name: str, layer: Any) -> LayerPolicy:
-    ours = layer.statistics_policy if isinstance(layer, WithPolicy) else None
+    ours = layer.statistics_policy if _is_ours(layer) else None
     training = layer.training if ours is None or layer._thaw is None else layer._thaw.training
     updates = _updates(layer, ours)
     return LayerPolicy(
@@ -138,6 +138,10 @@ def _row(name: str, layer: Any) -> LayerPolicy:
         batches=_batches(layer),
         policy=ours,
     )
+
+
+def _is_ours(layer: Any) -> bool:
+    return isinstance(layer, WithPolicy)
 
 
 def _normalizes_with(layer: _TorchBatchNorm, ours: StatisticsPolicy | None) -> str:

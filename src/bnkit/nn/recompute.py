@@ -3,7 +3,7 @@
 import torch
 
 _task = torch._C._current_graph_task_id
-_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 _RECOMPUTATION = "_recomputation_hook."
 
 

@@ -82,7 +82,7 @@ def rollback(model: nn.Module) -> Iterator[Rollback]:
     before = {m: m.statistics_policy.update for m in layers.values() if isinstance(m, WithPolicy)}
     try:
         for layer, update in before.items():
-            _set_update(layer, update if update == "never" else "commit")
+            _set_update(layer, "never" if update == "never" else "commit")
         yield transaction
     finally:
         for layer, update in before.items():
@@ -146,7 +146,7 @@ def commit_on_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
             handle.remove()
 
 
-def _set_update(layer: WithPolicy, update: Update) -> None:
+def _set_update(layer: Any, update: Update) -> None:
     assign(layer, replace(layer.statistics_policy, update=update))
 
 
