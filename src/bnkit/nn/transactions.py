@@ -82,7 +82,8 @@ def rollback(model: nn.Module) -> Iterator[Rollback]:
     before = {m: m.statistics_policy.update for m in layers.values() if isinstance(m, WithPolicy)}
     try:
         for layer, update in before.items():
-            _set_update(layer, "never" if update == "never" else "commit")
+            if update != "never":
+                _set_update(layer, "commit")
         yield transaction
     finally:
         for layer, update in before.items():
