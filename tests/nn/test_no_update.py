@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import bnkit
@@ -228,3 +229,16 @@ def test_the_first_batch_of_a_lazy_layer_is_ours():
         layer(torch.full((6, 4), float("inf")))
     assert int(layer.num_batches_tracked) == 0
     assert layer.running_mean.eq(0).all()
+
+
+def test_coming_and_going_does_not_compile_again_and_again():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    layer = make("BatchNorm2d")
+    run = torch.compile(layer, fullgraph=True, backend=counter)
+    for _ in range(3):
+        for around in (bnkit.nn.no_update, bnkit.nn.rollback, bnkit.nn.frozen):
+            run(batch("BatchNorm2d"))
+            with around(layer):
+                run(batch("BatchNorm2d"))
+    assert counter.frame_count == 4  # the plain one, and one for each
