@@ -1,5 +1,6 @@
 """Every batch norm layer of bnkit.nn, with an input that it takes: what all of them must obey."""
 
+import pytest
 import torch
 
 import bnkit
@@ -7,6 +8,8 @@ from bnkit.nn.statistics_policy import WithPolicy
 
 # layers whose constructor or input is not that of the others: name -> (make, input)
 SPECIAL: dict = {}
+# what a layer cannot do, and why: name -> {test: reason}; such a test must fail
+CANNOT: dict = {}
 SHAPES = {"1d": (6, 4, 5), "2d": (6, 4, 3, 3), "3d": (4, 4, 2, 3, 2)}
 
 LAYERS = sorted(
@@ -15,6 +18,19 @@ LAYERS = sorted(
     if isinstance(item, type) and issubclass(item, WithPolicy)
 )
 EAGER = [name for name in LAYERS if not name.startswith("Lazy")]
+
+
+def each(test, names):
+    """The layers as parameters of one test, with those that cannot pass it marked."""
+    return [
+        pytest.param(
+            name,
+            marks=[pytest.mark.xfail(reason=CANNOT[name][test])]
+            if test in CANNOT.get(name, {})
+            else [],
+        )
+        for name in names
+    ]
 
 
 def make(name, **options):

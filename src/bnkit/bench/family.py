@@ -165,7 +165,7 @@ def run_family(
         The report; nothing is written.
     """
     start, before = perf_counter(), load()
-    cases = [(s, f) for s in config.suite for f in s.formats]
+    cases: list[tuple[Shape, MemoryFormat]] = [(s, f) for s in config.suite for f in s.formats]
     patience, found = Patience(config.patience), []
     with torch_threads(config.threads):
         if config.keep_memory:

@@ -40,7 +40,8 @@ class Rollback:
         """Return to the last commit, or to the start; nothing happens right after a commit."""
         with torch.no_grad():
             for layer, buffers in self._saved:
-                _put_back(layer, buffers)
+                if isinstance(layer, _TorchBatchNorm):  # not exchanged for another meanwhile
+                    _put_back(layer, buffers)
 
     def _copies(self) -> list[tuple[_TorchBatchNorm, dict[str, Tensor | None]]]:
         return [(layer, _buffers(layer)) for layer in self._layers]
@@ -79,7 +80,9 @@ def rollback(model: nn.Module) -> Iterator[Rollback]:
     """
     layers = batch_norms(model, "rollback")
     transaction = Rollback(layers)
-    before = {m: m.statistics_policy.update for m in layers.values() if isinstance(m, WithPolicy)}
+    before: dict[Any, Update] = {
+        m: m.statistics_policy.update for m in layers.values() if isinstance(m, WithPolicy)
+    }
     try:
         for layer, update in before.items():
             if update != "never":

@@ -205,10 +205,8 @@ class _EvalEager(Function):
         affine = Affine(weight, bias, eps, residual, Activation(*act))
         wanted = ctx.needs_input_grad
         if residual is None and frozen.takes(grads[0], x, affine):
-            parts = wanted[0], wanted[3] or wanted[4]
+            parts = wanted[0], wanted[3], wanted[4]
             by_x, by_weight, by_bias = frozen.backward(grads[0], x, affine, (mean, var), parts)
-            by_weight = by_weight.to(weight.dtype) if wanted[3] else None
-            by_bias = by_bias.to(bias.dtype) if wanted[4] else None
             return (by_x, None, None, by_weight, by_bias, *(None,) * 4)
         n = max(reference.count(x), 1)
         at = reference.normalized(x, affine, Moments(n, mean, var * n))
