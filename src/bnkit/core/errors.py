@@ -25,6 +25,10 @@ class ConversionError(BatchNormError, TypeError):
     """A module that cannot be replaced without losing behaviour."""
 
 
+class PolicyError(BatchNormError, ValueError):
+    """A statistics policy that does not exist, or that a layer cannot have."""
+
+
 class OutputError(BatchNormError, OSError):
     """A result that cannot be written where it was asked for."""
 
@@ -39,3 +43,7 @@ class NonFiniteWarning(BatchNormWarning):
 
 class EmptyBatchWarning(BatchNormWarning):
     """A batch held no samples; the running statistics were left alone."""
+
+
+class FrozenWarning(BatchNormWarning):
+    """A frozen layer was asked to change its running statistics; they were left alone."""
