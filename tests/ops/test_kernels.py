@@ -66,8 +66,8 @@ def error(got, expected, scale=None):
 def judge(x, grad, affine, tolerance):
     """Compare every result with the reference in float64."""
     exact = wide(affine)
-    y, mean, m2 = NUMBA.train(x, affine)
-    y64, mean64, m264 = reference.train(x.double(), exact)
+    y, (mean, m2) = NUMBA.train(x, affine)
+    y64, (mean64, m264) = reference.train(x.double(), exact)
     assert y.dtype == x.dtype
     assert y.stride() == x.stride()
     assert error(y, y64) < tolerance
@@ -91,7 +91,7 @@ def separated(x, affine):
     """Keep values away from the corner of the activation, where rounding decides the side."""
     if affine.act.name not in ("relu", "relu6", "leaky_relu"):
         return affine
-    z, _, _ = reference.train(x.double(), wide(affine)._replace(act=Activation()))
+    z, (_, _) = reference.train(x.double(), wide(affine)._replace(act=Activation()))
     near = (z.abs() < 1e-3) | ((z - 6).abs() < 1e-3)
     residual = affine.residual if affine.residual is not None else torch.zeros_like(x)
     return affine._replace(residual=torch.where(near, residual + 0.01, residual))
@@ -137,7 +137,7 @@ def test_channel_counts(channels, last):
 @pytest.mark.parametrize("shape", [(16, 64, 7, 7), (4, 16, 64, 64), (4096, 32)])
 def test_large_means(shape, mean, last):
     x, *_ = inputs(shape, last=last, mean=mean)
-    _, got_mean, m2 = NUMBA.train(x, Affine(None, None, 1e-5))
+    _, (got_mean, m2) = NUMBA.train(x, Affine(None, None, 1e-5))
     dims = (0, *range(2, x.ndim))
     exact = x.double()
     assert (got_mean - exact.mean(dims)).abs().max() <= 2**-24 * mean * 1.01
@@ -151,7 +151,7 @@ def test_a_strange_first_value_costs_no_digits(last):
     x = torch.randn(16, 8, 20, 20, generator=torch.Generator().manual_seed(0))
     x[0] = 1000
     x = channels_last(x) if last else x
-    _, _, m2 = NUMBA.train(x, Affine(None, None, 1e-5))
+    _, (_, m2) = NUMBA.train(x, Affine(None, None, 1e-5))
     var = x.double().var((0, 2, 3), correction=0)
     assert (m2 / (16 * 400) / var - 1).abs().max() < 2e-6
 
@@ -162,7 +162,7 @@ def test_nan_and_infinity_stay_in_their_channel(last):
     x[1, 2, 3, 3] = float("nan")
     x[1, 3, 3, 3] = float("inf")
     for act in ACTIVATIONS:
-        y, mean, m2 = NUMBA.train(x, Affine(weight, bias, 1e-5, None, act))
+        y, (mean, m2) = NUMBA.train(x, Affine(weight, bias, 1e-5, None, act))
         finite = torch.tensor([True, True, False, False, True])
         assert (y.isfinite().all((0, 2, 3)) == finite).all()
         assert (mean.isfinite() & m2.isfinite()).tolist() == finite.tolist()
@@ -178,7 +178,7 @@ def test_threads_agree_and_runs_repeat(last):
             torch.set_num_threads(count)
             runs = []
             for _ in range(2):
-                y, mean, m2 = NUMBA.train(x, affine)
+                y, (mean, m2) = NUMBA.train(x, affine)
                 runs.append([y, mean, m2, *NUMBA.backward(grad, x, affine, mean, m2)])
             for a, b in zip(*runs, strict=True):
                 assert torch.equal(a, b)
@@ -197,7 +197,7 @@ def test_several_python_threads_at_once():
 
     def work():
         for _ in range(20):
-            y, mean, m2 = NUMBA.train(x, affine)
+            y, (mean, m2) = NUMBA.train(x, affine)
             NUMBA.backward(grad, x, affine, mean, m2)
             if not torch.equal(y, expected.y):
                 failures.append("differs")
@@ -237,7 +237,7 @@ def test_every_output_is_written():
         for last in (False, True):
             x, residual, grad, weight, bias = inputs((9, 20, 31, 7), last=last)
             affine = Affine(weight, bias, 1e-5, residual, Activation("relu"))
-            y, mean, m2 = NUMBA.train(x, affine)
+            y, (mean, m2) = NUMBA.train(x, affine)
             for t in (y, mean, m2, *NUMBA.backward(grad, x, affine, mean, m2)):
                 assert t.isfinite().all()
     finally:

@@ -82,8 +82,8 @@ def judge(x, grad, affine):
     narrow = dtype_tolerance(str(x.dtype).removeprefix("torch."))
     fine = dtype_tolerance(str(wide).removeprefix("torch."))
     assert TRITON.refuses(x, affine.residual) is None
-    y, mean, m2 = TRITON.train(x, affine)
-    y64, mean64, m264 = reference.train(x.double(), exact(affine))
+    y, (mean, m2) = TRITON.train(x, affine)
+    y64, (mean64, m264) = reference.train(x.double(), exact(affine))
     assert (y.dtype, mean.dtype, m2.dtype) == (x.dtype, wide, wide)
     assert y.stride() == x.stride()
     close(y, y64, narrow)
@@ -189,7 +189,7 @@ def test_moments_of_two_batches_merge():
 def test_what_is_not_finite_shows(value, act):
     x, *_ = inputs((4, 2, 3, 3))
     x[1, 0, 1, 1] = value
-    y, mean, m2 = TRITON.train(x, Affine(None, None, 1e-5, None, act))
+    y, (mean, m2) = TRITON.train(x, Affine(None, None, 1e-5, None, act))
     assert y[:, 0].isnan().all()
     assert not mean[0].isfinite()
     assert not m2[0].isfinite()
@@ -199,7 +199,7 @@ def test_what_is_not_finite_shows(value, act):
 def test_a_gradient_that_lies_otherwise():
     x, _, grad, weight, bias = inputs((4, 5, 3, 3), last=True)
     affine = Affine(weight, bias, 1e-5)
-    _, mean, m2 = TRITON.train(x, affine)
+    _, (mean, m2) = TRITON.train(x, affine)
     expected = TRITON.backward(grad, x, affine, mean, m2)
     got = TRITON.backward(grad.contiguous(), x, affine, mean, m2)
     assert torch.equal(got.x, expected.x)

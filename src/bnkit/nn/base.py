@@ -57,22 +57,23 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
         if not isinstance(input, Tensor):
             return self._as_leaf(where, input, residual)
         check_rank(where, input, self.ranks)
-        untracked = self.running_mean is None and self.running_var is None
+        # what a module holds is looked up by a function in Python: once each
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         # a frozen layer whose `training` was set by hand stays frozen
         training = self.training and self._policy.normalize == "batch"
         tracks = not training or (self.track_running_stats and self._policy.counts())
-        no_counter = self.momentum is None and self.num_batches_tracked is None
+        no_counter = batches is None and self.momentum is None
         y = batch_norm(
             input,
-            self.running_mean if tracks else None,
-            self.running_var if tracks else None,
+            mean if tracks else None,
+            var if tracks else None,
             self.weight,
             self.bias,
-            training or untracked,
+            training or (mean is None and var is None),
             0.0 if no_counter else self.momentum,
             self.eps,
-            num_batches_tracked=self.num_batches_tracked if tracks else None,
-            nonfinite_batches=self._left_out(input) if tracks else None,
+            num_batches_tracked=batches if tracks else None,
+            nonfinite_batches=self._left_out(input) if tracks and training else None,
             residual=residual,
             act=act,
             on_nonfinite=self.on_nonfinite,
@@ -86,7 +87,7 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
     def _left_out(self, input: Tensor) -> Tensor | None:
         """The counter of batches left out, where the input is."""
         counter = self.nonfinite_batches
-        if counter is None or not self.training or torch.compiler.is_exporting():
+        if counter is None or torch.compiler.is_exporting():
             return None
         if counter.device != input.device:
             self.nonfinite_batches = counter = torch.zeros_like(counter, device=input.device)
@@ -164,11 +165,9 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
 
     def _report_nonfinite(self, where: Callable[[], str]) -> None:
         counter = getattr(self, "nonfinite_batches", None)
-        if counter is None or counter.device.type == "meta":
+        if counter is None or counter.device.type == "meta" or not is_plain((counter,)):
             return
-        if not is_plain((counter,)):
-            return
-        total = int(counter)
+        total = counter.item()
         first = self._reported == 0
         if total <= self._reported:
             self.__dict__["_reported"] = total  # Module.__setattr__ takes its time

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from bnkit.core import InputError, Moments, NonFiniteError
+from bnkit.core import InputError, NonFiniteError
 from bnkit.ops import NonFinitePolicy
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -41,12 +41,14 @@ def check_tensors(where: Where, x: Tensor, named: dict[str, Tensor | None]) -> N
         raise InputError(msg)
     dtype, device = x.dtype, x.device
     channels = x.shape[1] if x.ndim > 1 else 0
-    if dtype.is_floating_point and all(
-        t is None
-        or (t.dtype is dtype and t.shape[0] == channels and t.ndim == 1 and t.device == device)
-        for t in named.values()
-    ):
-        return  # the usual case, quickly
+    if dtype.is_floating_point:
+        for t in named.values():
+            if t is not None and (
+                t.dtype is not dtype or t.shape != (channels,) or t.device != device
+            ):
+                break
+        else:
+            return  # the usual case, quickly
     if not (x.is_floating_point() or x.is_complex()):
         msg = f"{where()}: expected floating point input, got {x.dtype}. Call .float() on it first."
         raise InputError(msg)
@@ -86,9 +88,9 @@ def check_batch(where: Where, x: Tensor, eps: float) -> None:
         raise InputError(msg)
 
 
-def check_finite(where: Where, batch: Moments) -> None:
+def check_finite(where: Where, mean: Tensor, m2: Tensor) -> None:
     """Raise `NonFiniteError` for a batch whose mean or variance is NaN or infinite."""
-    if not bool(torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()):
+    if not bool(torch.isfinite(mean).all() & torch.isfinite(m2).all()):
         msg = (
             f"{where()}: NaN or infinity in the statistics of this batch; the running ones were "
             "left alone. Find where it overflows, e.g. with torch.autograd.detect_anomaly(), or "

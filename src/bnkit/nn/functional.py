@@ -17,7 +17,7 @@ from bnkit.nn.checks import (
     check_residual,
     check_tensors,
 )
-from bnkit.ops import IDENTITY, Activation, NonFinitePolicy, StatisticsBuffers
+from bnkit.ops import IDENTITY, Activation, NonFinitePolicy, StatisticsBuffers, Update
 
 
 def batch_norm(
@@ -95,7 +95,16 @@ def batch_norm(
             input, (running_mean, running_var), weight, bias, eps, residual=residual, act=act
         )
     check_batch(where, input, eps)
-    y, batch = ops.batch_norm_train(input, weight, bias, eps, residual=residual, act=act)
+    buffers = StatisticsBuffers(running_mean, running_var, num_batches_tracked, nonfinite_batches)
+    step = ops.batch_norm_step(
+        input,
+        weight,
+        bias,
+        eps,
+        residual=residual,
+        act=act,
+        update=Update(buffers, momentum, on_nonfinite),
+    )
     if input.numel() == 0:
         warnings.warn(
             f"{where()}: the batch is empty (input of shape {tuple(input.shape)}); the running "
@@ -103,9 +112,6 @@ def batch_norm(
             EmptyBatchWarning,
             stacklevel=2,
         )
-        return y
-    buffers = StatisticsBuffers(running_mean, running_var, num_batches_tracked, nonfinite_batches)
-    ops.commit_statistics(buffers, batch, momentum, on_nonfinite)
-    if on_nonfinite == "raise" and not torch.compiler.is_compiling():
-        check_finite(where, batch)
-    return y
+    elif on_nonfinite == "raise" and not torch.compiler.is_compiling():
+        check_finite(where, step.mean, step.m2)
+    return step.y

@@ -47,7 +47,8 @@ def activation(given: "str | nn.Module | Activation | None") -> Activation:
     """The activation that a name, a module or None stands for.
 
     Args:
-        given: A name of `NAMES`, `torch.nn.ReLU`, `ReLU6`, `LeakyReLU`, `SiLU`, `Identity`, or None.
+        given: A name of `NAMES`, `torch.nn.ReLU`, `ReLU6`, `LeakyReLU`, `SiLU`, `Identity` or
+            None.
 
     Returns:
         The activation.

@@ -1,33 +1,15 @@
 """Averaging batch statistics into buffers, in place, under every transform of torch."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.core import Moments, merge
 from bnkit.ops.kernels import numba_cpu
 from bnkit.ops.plain import is_plain
-
-NonFinitePolicy = Literal["skip", "propagate", "raise"]
-
-
-class StatisticsBuffers(NamedTuple):
-    """The tensors that a commit changes; None where a layer has no such buffer.
-
-    Attributes:
-        running_mean: Shape `(c,)`.
-        running_var: Shape `(c,)`.
-        num_batches_tracked: Batches averaged so far.
-        nonfinite_batches: Batches left out because they held NaN or infinity.
-    """
-
-    running_mean: Float[Tensor, " c"] | None
-    running_var: Float[Tensor, " c"] | None
-    num_batches_tracked: Int[Tensor, ""] | None = None
-    nonfinite_batches: Int[Tensor, ""] | None = None
+from bnkit.ops.update import NonFinitePolicy, StatisticsBuffers, Update
 
 
 def commit_statistics(
@@ -38,23 +20,19 @@ def commit_statistics(
 ) -> None:
     """Average a batch into the running statistics, as `bnkit.core.update_running` does.
 
-    The variance is stored with Bessel's correction. `ema_weight=None` weighs batch number t with
-    1 / t, read from the counter on its device: no synchronisation, no graph break. It works
-    inside `torch.func` transforms, where a plain in-place update is refused; under `vmap` the
-    moments of all slices are merged and make one update, or each slice updates its own statistics
-    where these are batched too.
+    It works inside `torch.func` transforms, where a plain in-place update is refused; under `vmap`
+    the moments of all slices are merged and make one update, or each slice updates its own
+    statistics where these are batched too.
 
     Args:
         buffers: Changed in place.
         batch: Moments of the batch.
-        ema_weight: Weight of the new batch; None = cumulative average, which needs the counter.
-        nonfinite: With `"propagate"` NaN and infinity enter the statistics; otherwise such a
-            batch changes nothing but `nonfinite_batches`.
+        ema_weight: As `Update` has it.
+        nonfinite: As `Update` has it.
     """
-    if _fast(buffers, batch):
-        weight = -1.0 if ema_weight is None else ema_weight
-        moments = batch.mean, batch.m2, batch.count
-        numba_cpu.commit(buffers, moments, weight, skip=nonfinite != "propagate")  # pyright: ignore
+    update = Update(buffers, ema_weight, nonfinite)
+    if in_memory(update, batch.mean.dtype) and is_plain(batch[1:]):
+        numba_cpu.commit(update, (batch.mean, batch.m2, batch.count))
         return
     tensors = [b for b in buffers if b is not None]
     if not tensors:
@@ -68,13 +46,12 @@ def commit_statistics(
         _Commit.apply(mean, m2, batch.count, options, *tensors)
 
 
-def _fast(buffers: StatisticsBuffers, batch: Moments) -> bool:
-    """Whether all buffers lie in this machine's memory, in the dtype of the batch."""
-    mean, var, counter, _ = buffers
-    if mean is None or var is None or counter is None or not is_plain((*buffers, *batch[1:])):
+def in_memory(update: Update, dtype: torch.dtype) -> bool:
+    """Whether all buffers lie in this machine's memory, in a dtype: compiled code can write."""
+    mean, var, counter, _ = update.buffers
+    if mean is None or var is None or counter is None or not is_plain(update.buffers):
         return False
-    kind = batch.mean.dtype
-    alike = mean.dtype is kind and var.dtype is kind and mean.is_contiguous()
+    alike = mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous()
     return alike and numba_cpu.takes(mean) and var.is_contiguous()
 
 

@@ -19,10 +19,12 @@ from torch.autograd import Function
 from bnkit.core import Moments, moments, normalize_jvp, upcast
 from bnkit.ops import frozen
 from bnkit.ops.activation import IDENTITY, Activation
+from bnkit.ops.commit import commit_statistics, in_memory
 from bnkit.ops.kernels import reference
 from bnkit.ops.kernels.reference import REFERENCE
 from bnkit.ops.plain import has_tangents, is_batched, is_plain
-from bnkit.ops.registry import Affine, choose
+from bnkit.ops.registry import Affine, Kernel, Train, choose
+from bnkit.ops.update import Update
 
 
 def batch_norm_train(
@@ -48,20 +50,62 @@ def batch_norm_train(
         `y`, with the dtype and memory format of `x`, and the moments of the batch, which are
         constants for autograd.
     """
+    step = batch_norm_step(x, weight, bias, eps, residual=residual, act=act)
+    return step.y, Moments(reference.count(x), step.mean, step.m2)
+
+
+def batch_norm_step(
+    x: Float[Tensor, "n c *spatial"],
+    weight: Float[Tensor, " c"] | None,
+    bias: Float[Tensor, " c"] | None,
+    eps: float,
+    *,
+    residual: Float[Tensor, "n c *spatial"] | None = None,
+    act: Activation = IDENTITY,
+    update: Update | None = None,
+) -> Train:
+    """As `batch_norm_train`; also averages the batch into running statistics.
+
+    Args:
+        x: Batch.
+        weight: Scale, or None for 1.
+        bias: Shift, or None for 0.
+        eps: Added to the variance.
+        residual: Added before the activation, or None.
+        act: The activation.
+        update: What to do with the statistics, if anything; an empty batch changes nothing.
+
+    Returns:
+        `y` and the statistics of the batch.
+    """
     tensors = (x, weight, bias, residual)
-    function: Any
-    if torch.compiler.is_compiling():
-        function = _Train  # Dynamo refuses a Function that defines its own forward-mode rule
-    elif has_tangents() or not is_plain(tensors):
-        function = _TrainForwardMode
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        function = _TrainEager
+    if torch.compiler.is_compiling() or has_tangents() or not is_plain(tensors):
+        # Dynamo refuses a Function that defines its own forward-mode rule
+        function: Any = _Train if torch.compiler.is_compiling() else _TrainForwardMode
+        y, mean, m2 = function.apply(*tensors, eps, act.name, act.slope)
+        statistics: Any = mean, m2
     else:
         affine = Affine(weight, bias, eps, residual, act)
-        y, mean, m2 = choose(x, residual).train(x, affine)
-        return y, Moments(reference.count(x), mean, m2)
-    y, mean, m2 = function.apply(*tensors, eps, act.name, act.slope)
-    return y, Moments(reference.count(x), mean, m2)
+        kernel = choose(x, residual)
+        direct = update if kernel.updates and _can_write(update, x) else None
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            found: list[Any] = []
+            y = _apply_eager(*tensors, (kernel, affine, direct, found))
+            statistics = found[0]
+        else:
+            y, statistics = kernel.train(x, affine, direct)
+        if direct is not None:
+            update = None
+    if update is not None and x.numel():
+        batch = Moments(reference.count(x), *statistics)
+        commit_statistics(update.buffers, batch, update.ema_weight, update.nonfinite)
+    return Train(y, statistics)
+
+
+def _can_write(update: Update | None, x: Tensor) -> bool:
+    if update is None:
+        return False
+    return in_memory(update, torch.float64 if x.dtype is torch.float64 else torch.float32)
 
 
 def batch_norm_eval(
@@ -117,7 +161,7 @@ class _Train(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         affine = Affine(weight, bias, eps, residual, Activation(act, slope))
         kernel = choose(x, residual) if is_plain((x, weight, bias, residual)) else REFERENCE
-        y, mean, m2 = kernel.train(x, affine)
+        y, (mean, m2) = kernel.train(x, affine, None)
         return y, mean, m2
 
     @staticmethod
@@ -137,20 +181,34 @@ class _Train(Function):
             return (None,) * 7
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
+        return *_gradients(grads[0], x, affine, (mean, m2)), None, None, None
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    affine: Affine,
+    statistics: tuple[Tensor, Tensor],
+    kernel: Kernel | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients by x, weight, bias and residual; by the kernel of the forward pass if given."""
+    mean, m2 = statistics
+    weight, bias = affine.weight, affine.bias
+    if torch.is_grad_enabled():
+        # with a graph of the backward pass, the statistics must be functions of x again
         kernel = REFERENCE
-        if torch.is_grad_enabled():
-            # with a graph of the backward pass, the statistics must be functions of x again
-            _, mean, m2 = moments(upcast(xp, x), reference.axes(x), xp=xp)
-        elif is_plain((grads[0], x, weight, bias, residual)) and not is_batched(grads[0]):
-            kernel = choose(x, residual)
-        by_x, by_weight, by_bias, by_residual = kernel.backward(grads[0], x, affine, mean, m2)
-        return (
-            by_x,
-            None if weight is None else by_weight.to(weight.dtype),
-            None if bias is None else by_bias.to(bias.dtype),
-            None if residual is None else by_residual,
-            *(None,) * 3,
-        )
+        _, mean, m2 = moments(upcast(xp, x), reference.axes(x), xp=xp)
+    elif not is_plain((grad, x, weight, bias, affine.residual)) or is_batched(grad):
+        kernel = REFERENCE
+    elif kernel is None:
+        kernel = choose(x, affine.residual)
+    by_x, by_weight, by_bias, by_residual = kernel.backward(grad, x, affine, mean, m2)
+    return (
+        by_x,
+        None if weight is None else by_weight.to(weight.dtype),
+        None if bias is None else by_bias.to(bias.dtype),
+        None if affine.residual is None else by_residual,
+    )
 
 
 class _TrainForwardMode(_Train):
@@ -170,20 +228,30 @@ class _TrainForwardMode(_Train):
 
 
 class _TrainEager(Function):
-    """As `_Train`, in the form of a Function that costs least to call; no transform is active."""
+    """As `_Train`, in the form of a Function that costs least to call; no transform is active.
+
+    The statistics leave it through a list: every output of a Function costs a microsecond.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, bias, residual, eps, act, slope = inputs
-        affine = Affine(weight, bias, eps, residual, Activation(act, slope))
-        y, mean, m2 = choose(x, residual).train(x, affine)
-        ctx.mark_non_differentiable(mean, m2)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, residual, mean, m2)
-        ctx.options = eps, act, slope
-        return y, mean, m2
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias, residual, (kernel, affine, update, found) = inputs
+        y, statistics = kernel.train(x, affine, update)
+        found.append(statistics)
+        ctx.save_for_backward(x, weight, bias, residual)
+        ctx.rest = kernel, affine.eps, affine.act, statistics
+        return y
 
-    backward = _Train.backward
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        x, weight, bias, residual = ctx.saved_tensors
+        kernel, eps, act, statistics = ctx.rest
+        affine = Affine(weight, bias, eps, residual, act)
+        return *_gradients(grads[0], x, affine, statistics, kernel), None
+
+
+# Function.apply without its preparations for torch.func, which is ruled out before
+_apply_eager: Any = super(Function, _TrainEager).apply
 
 
 class _EvalEager(Function):

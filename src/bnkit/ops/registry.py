@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bnkit.core import BatchNormError, SpecError
 from bnkit.ops.activation import IDENTITY, Activation
+from bnkit.ops.update import Update
 
 
 class KernelUnavailableError(BatchNormError, RuntimeError):
@@ -36,11 +37,26 @@ class Affine(NamedTuple):
 
 
 class Train(NamedTuple):
-    """Output, and the moments of the batch: shape `(c,)`, at least float32."""
+    """What a training forward pass gives.
+
+    Attributes:
+        y: The output.
+        statistics: Mean and m2 of the batch, each of shape `(c,)` and at least float32: a pair, or
+            the rows of one tensor.
+    """
 
     y: Tensor
-    mean: Tensor
-    m2: Tensor
+    statistics: tuple[Tensor, Tensor] | Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each channel."""
+        return self.statistics[0]
+
+    @property
+    def m2(self) -> Tensor:
+        """Of each channel: the sum of squared deviations from the mean."""
+        return self.statistics[1]
 
 
 class Backward(NamedTuple):
@@ -59,16 +75,21 @@ class Kernel:
     Attributes:
         name: What `use_kernel` and `BNKIT_KERNEL` call it.
         refuses: `refuses(x, residual) -> reason` why it cannot run that input, or None.
-        train: `train(x, affine) -> Train`.
+        train: `train(x, affine, update) -> Train`; what to do with the statistics is given only
+            to kernels that do it.
         backward: `backward(grad_y, x, affine, mean, m2) -> Backward`.
         evaluate: `evaluate(x, mean, var, affine) -> y`.
+        moments: `moments(x) -> (mean, m2)` of a batch, to be merged with those of others.
+        updates: Whether `train` averages the batch into running statistics.
     """
 
     name: str
     refuses: Callable[[Tensor, Tensor | None], str | None]
-    train: Callable[[Tensor, Affine], Train]
+    train: Callable[[Tensor, Affine, Update | None], Train]
     backward: Callable[[Tensor, Tensor, Affine, Tensor, Tensor], Backward]
     evaluate: Callable[[Tensor, Tensor, Tensor, Affine], Tensor]
+    moments: Callable[[Tensor], tuple[Tensor, Tensor]]
+    updates: bool = False
 
 
 class Candidate(NamedTuple):

@@ -44,7 +44,7 @@ def _train(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     affine = Affine(weight, bias, eps, residual, Activation(act, slope))
-    y, mean, m2 = choose(x, residual).train(x, affine)
+    y, (mean, m2) = choose(x, residual).train(x, affine, None)
     return y, mean.clone(), m2.clone()  # results of an operator may not share memory
 
 

@@ -1,4 +1,4 @@
-"""Averaging a batch into running statistics, by address."""
+"""Averaging a batch into running statistics."""
 
 import math
 from functools import cache
@@ -8,29 +8,28 @@ import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
 from bnkit.ops.kernels.compiled import specialized
-from bnkit.ops.kernels.openmp import Region, layout, region
-from bnkit.ops.kernels.regions import pointer
+from bnkit.ops.kernels.openmp import Region, layout, pointer, region
 
-# what this name means is set anew for each variant: `specialized`
+# what these names mean is set anew for each variant: `specialized`
 dtype: Any = None
+average: Any = None
 
 COMMIT = layout(9, 1)
-"""batch mean, batch m2, mean, var, batches, batches left out; c, count, skip; weight."""
+"""batch mean, batch m2, c, count; running mean, var, counters of batches and of those left out,
+skip; weight of the batch."""
 
 
-def _run_commit(a: Any, part: int, parts: int) -> None:  # noqa: ARG001  the form of a region
-    c, count, skip = a[6], a[7], a[8]
-    new_mean = carray(pointer(a[0]), c, dtype)
-    m2 = carray(pointer(a[1]), c, dtype)
-    means = carray(pointer(a[2]), c, dtype)
-    variances = carray(pointer(a[3]), c, dtype)
-    batches = carray(pointer(a[4]), 1 if a[4] else 0, np.int64)
-    left_out = carray(pointer(a[5]), 1 if a[5] else 0, np.int64)
-    weight = a[9:10].view(np.float64)[0]
+def _run_average(a: Any, first: int, weight: float, batch: Any, count: int) -> None:
+    new_mean, m2 = batch
+    c = new_mean.size
+    means = carray(pointer(a[first]), c, dtype)
+    variances = carray(pointer(a[first + 1]), c, dtype)
+    batches = carray(pointer(a[first + 2]), 1 if a[first + 2] else 0, np.int64)
+    left_out = carray(pointer(a[first + 3]), 1 if a[first + 3] else 0, np.int64)
     finite = True
     for k in range(c):
         finite = finite and math.isfinite(new_mean[k]) and math.isfinite(m2[k])
-    if skip and not finite:
+    if a[first + 4] and not finite:
         if left_out.size:
             left_out[0] += 1
         return
@@ -43,14 +42,34 @@ def _run_commit(a: Any, part: int, parts: int) -> None:  # noqa: ARG001  the for
 
 
 @cache
-def commit_region(dtype: Any) -> Region:
-    """Averaging a batch into running statistics.
+def averaging(dtype: Any) -> Any:
+    """Averaging a batch, as a piece of a region.
 
     Args:
         dtype: NumPy dtype of the statistics.
 
     Returns:
-        A region described by `COMMIT`. A weight below 0 stands for 1 / batches; with `skip`, a
-        batch with NaN or infinity changes nothing but the counter of those left out.
+        `run(a, first, weight, (mean, m2), count)`: the description holds, from `first` on, the
+        addresses of running mean, variance, counter of batches and of those left out, and whether
+        a batch with NaN or infinity is left out. A weight below 0 stands for 1 / batches.
     """
-    return region(specialized(_run_commit, dtype=dtype))
+    return specialized(_run_average, dtype=dtype)
+
+
+def _run_commit(a: Any, part: int, parts: int) -> None:  # noqa: ARG001  the form of a region
+    c = a[2]
+    batch = carray(pointer(a[0]), c, dtype), carray(pointer(a[1]), c, dtype)
+    average(a, 4, a[9:10].view(np.float64)[0], batch, a[3])
+
+
+@cache
+def commit_region(dtype: Any) -> Region:
+    """Averaging a batch, described by `COMMIT`.
+
+    Args:
+        dtype: NumPy dtype of the statistics.
+
+    Returns:
+        The region.
+    """
+    return region(specialized(_run_commit, dtype=dtype, average=averaging(dtype)))

@@ -1,5 +1,7 @@
 """How a tensor lies in memory, and its values as the loops take them."""
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +28,29 @@ class Memory(NamedTuple):
 
 def memory_of(x: Tensor) -> Memory | None:
     """Planes or rows, or None for a layout that is neither."""
-    n, c = x.shape[:2]
-    s = x.numel() // (n * c)
-    if x.is_contiguous():
+    return _memory(x.shape, x.stride())
+
+
+@lru_cache(maxsize=4096)
+def _memory(shape: tuple[int, ...], stride: tuple[int, ...]) -> Memory | None:
+    n, c, *spatial = shape
+    s = math.prod(spatial)
+    if _dense(shape, stride):
         return Memory(s == 1, (n, c, s))
-    if x.movedim(1, -1).is_contiguous():
+    last = [*range(2, len(shape)), 1]
+    if _dense((n, *(shape[i] for i in last)), (stride[0], *(stride[i] for i in last))):
         return Memory(rows=True, shape=(n, c, s))
     return None
+
+
+def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether values lie one after the other, the last dimension innermost."""
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1 and step != expected:
+            return False
+        expected *= size
+    return True
 
 
 def known_memory(x: Tensor) -> Memory:
@@ -50,9 +68,9 @@ def same_memory(x: Tensor, other: Tensor) -> bool:
     return alike and other.stride() == x.stride() and not other.is_neg()
 
 
-def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+def addresses(*tensors: Tensor | None) -> list[int]:
     """Where the values of each tensor start; 0 for None."""
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def variant_of(x: Tensor, affine: Affine) -> tuple[type, type, str, bool]:

@@ -18,8 +18,11 @@ from bnkit.ops.kernels.memory import (
     variant_of,
 )
 from bnkit.ops.registry import Affine, Backward, Kernel, Train
+from bnkit.ops.update import Update
 
 _INSTALLED = find_spec("numba") is not None
+# the description of an update that is not wanted: four addresses, whether to skip, a weight
+_NOTHING = (0, 0, 0, 0, False, 0.0)
 
 
 @cache
@@ -77,8 +80,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-def train(x: Tensor, affine: Affine) -> Train:
-    """Training forward."""
+def train(x: Tensor, affine: Affine, update: Update | None = None) -> Train:
+    """Training forward; averages the batch into running statistics where asked."""
     openmp, regions, _ = _compiled()
     memory = known_memory(x)
     n, c, s = memory.shape
@@ -88,9 +91,13 @@ def train(x: Tensor, affine: Affine) -> Train:
     # named, so that copies live until the loop has read them
     given = converted(x, affine.weight), converted(x, affine.bias)
     places = addresses(x, affine.residual, y, *given, statistics, partial)
-    numbers = regions.TRAIN.pack(*places, n, c, s, memory.rows, affine.eps, affine.act.slope)
-    openmp.run(regions.train_region(*variant_of(x, affine)), parts, numbers)
-    return Train(y, statistics[0], statistics[1])
+    *buffers, weight = _NOTHING if update is None else _described(update)
+    numbers = n, c, s, memory.rows, *buffers, affine.eps, affine.act.slope, weight
+    region = regions.train_region(*variant_of(x, affine))
+    openmp.run(region, parts, regions.TRAIN.pack(*places, *numbers))
+    if update is not None:
+        _changed(update)
+    return Train(y, statistics)
 
 
 def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
@@ -128,28 +135,29 @@ def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor
     return Backward(grad_x, by_parameters[0], by_parameters[1], grad_residual)
 
 
-def commit(
-    buffers: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    batch: tuple[Tensor, Tensor, int],
-    weight: float,
-    *,
-    skip: bool,
-) -> None:
+def commit(update: Update, batch: tuple[Tensor, Tensor, int]) -> None:
     """Average a batch into running statistics of the same dtype, in place.
 
     Args:
-        buffers: Running mean and variance, counter of batches, counter of those left out.
+        update: The buffers, and how.
         batch: Mean, m2 and count.
-        weight: Of the new batch; below 0 stands for 1 / counter.
-        skip: Leave a batch with NaN or infinity out.
     """
     openmp, _, averaging = _compiled()
     mean, m2, count = batch
-    numbers = *addresses(mean, m2, *buffers), mean.numel(), count, skip, weight
+    numbers = *addresses(mean, m2), mean.numel(), count, *_described(update)
     region = averaging.commit_region(TYPES[mean.dtype][1])
     openmp.run(region, 1, averaging.COMMIT.pack(*numbers))
-    # autograd must know that somebody else's graph may hold the old values
-    written = [b for b in buffers if b is not None and not b.is_inference()]
+    _changed(update)
+
+
+def _described(update: Update) -> tuple:
+    weight = -1.0 if update.ema_weight is None else update.ema_weight
+    return *addresses(*update.buffers), update.nonfinite != "propagate", weight
+
+
+def _changed(update: Update) -> None:
+    """Tell autograd, as somebody else's graph may hold the old values."""
+    written = [b for b in update.buffers if b is not None and not b.is_inference()]
     torch.autograd.graph.increment_version(written)
 
 
@@ -166,4 +174,4 @@ def _computed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty(shape, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
 
 
-NUMBA = Kernel("numba", refuses, train, backward, evaluate)
+NUMBA = Kernel("numba", refuses, train, backward, evaluate, moments, updates=True)

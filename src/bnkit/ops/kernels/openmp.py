@@ -23,6 +23,7 @@ import torch
 from llvmlite import binding
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import types
+from numba.extending import intrinsic
 
 from bnkit.ops.kernels.compiled import STRICT
 
@@ -102,6 +103,17 @@ class Region(NamedTuple):
     call: Any
     keep: Any
 
+
+@intrinsic
+def _as_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001  Numba's form
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.int64), generate
+
+
+# what Numba makes of the intrinsic takes one argument less than Python sees
+pointer: Any = _as_pointer
 
 # set anew for each region
 body: Any = None

@@ -14,6 +14,7 @@ from bnkit.core import (
     upcast,
 )
 from bnkit.ops.registry import Affine, Backward, Kernel, Train
+from bnkit.ops.update import Update
 
 
 def axes(x: Tensor) -> tuple[int, ...]:
@@ -50,11 +51,16 @@ def normalized(x: Tensor, affine: Affine, batch: Moments) -> Normalized:
     return Normalized(xhat, s, weight, axes(x), n)
 
 
-def train(x: Tensor, affine: Affine) -> Train:
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and m2 of each channel."""
+    batch = moments(upcast(xp, x), axes(x), xp=xp)
+    return batch.mean, batch.m2
+
+
+def train(x: Tensor, affine: Affine, _update: Update | None = None) -> Train:
     """Normalize by the statistics of the batch, add the residual, activate."""
-    wide = upcast(xp, x)
-    batch = moments(wide, axes(x), xp=xp)
-    return Train(_finish(x, affine, batch.mean, batch.m2 / max(count(x), 1)), batch.mean, batch.m2)
+    mean, m2 = batch_moments(x)
+    return Train(_finish(x, affine, mean, m2 / max(count(x), 1)), (mean, m2))
 
 
 def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
@@ -88,4 +94,4 @@ def _refuses(_x: Tensor, _residual: Tensor | None) -> None:
     return None
 
 
-REFERENCE = Kernel("reference", _refuses, train, backward, evaluate)
+REFERENCE = Kernel("reference", _refuses, train, backward, evaluate, batch_moments)

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
-from numba.core import types
-from numba.extending import intrinsic
 
+from bnkit.ops.kernels.averaging import averaging
 from bnkit.ops.kernels.columns import (
     add_columns,
     channel_moments,
@@ -25,7 +24,7 @@ from bnkit.ops.kernels.columns import (
     room,
 )
 from bnkit.ops.kernels.compiled import compiled, specialized
-from bnkit.ops.kernels.openmp import Region, layout, region, wait_for_all
+from bnkit.ops.kernels.openmp import Region, layout, pointer, region, wait_for_all
 from bnkit.ops.kernels.planes import (
     planes_backward,
     planes_forward,
@@ -42,31 +41,21 @@ planes: Any = None
 rows: Any = None
 plane_sums: Any = None
 row_sums: Any = None
+average: Any = None
 
 # A block of planes is read twice and should stay in a core's share of the caches (bytes).
 _IN_CACHE = 2 << 20
 
 MOMENTS = layout(7, 0)
 """x, statistics, partial; n, c, s, by rows."""
-TRAIN = layout(11, 2)
-"""x, added, y, weight, bias, statistics, partial; n, c, s, by rows; eps, slope."""
+TRAIN = layout(16, 3)
+"""x, added, y, weight, bias, statistics, partial; n, c, s, by rows; running mean and variance,
+counters of batches and of those left out, skip; eps, slope, weight of the batch."""
 EVALUATE = layout(11, 2)
 """x, added, y, weight, bias, mean, var; n, c, s, by rows; eps, slope."""
 BACKWARD = layout(16, 2)
 """grad, x, added, grad_x, grad_added, weight, bias, mean, m2, by_weight_and_bias, partial;
 n, c, s, by rows, frozen; eps, slope."""
-
-
-@intrinsic
-def _as_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001  Numba's form
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(types.int64), generate
-
-
-# what Numba makes of the intrinsic takes one argument less than Python sees
-pointer: Any = _as_pointer
 
 
 @compiled
@@ -107,7 +96,7 @@ def _run_train(a: Any, part: int, parts: int) -> None:
     weight = carray(pointer(a[3]), c if a[3] else 0, dtype)
     bias = carray(pointer(a[4]), c if a[4] else 0, dtype)
     statistics = carray(pointer(a[5]), (2, c), dtype)
-    numbers = a[11:13].view(np.float64)
+    numbers = a[16:19].view(np.float64)
     eps, slope = numbers[0], dtype(numbers[1])
     affine = room(3, c, np.empty(0, dtype))
     if a[10]:
@@ -119,6 +108,8 @@ def _run_train(a: Any, part: int, parts: int) -> None:
         scale_and_shift((0, c), n * s, eps, (weight, bias, merged[0], merged[1]), affine)
         if part == 0:
             copy(merged, 0, statistics)
+            if a[11]:
+                average(a, 11, numbers[2], (statistics[0], statistics[1]), n * s)
         rows(x, added, y, (first, last), c, affine, slope)
         return
     mean, m2 = np.empty(c, np.float64), np.empty(c, np.float64)
@@ -132,11 +123,15 @@ def _run_train(a: Any, part: int, parts: int) -> None:
         for ch in range(channels[0], channels[1]):
             statistics[0, ch] = mean[ch]
             statistics[1, ch] = m2[ch]
+    if a[11]:
+        wait_for_all()
+        if part == 0:
+            average(a, 11, numbers[2], (statistics[0], statistics[1]), n * s)
 
 
 @cache
 def train_region(stored: Any, dtype: Any, act: str, residual: bool) -> Region:  # noqa: FBT001
-    """Training forward, described by `TRAIN`; `y` and `statistics` (mean, m2) are written."""
+    """Training forward, described by `TRAIN`: writes `y` and `statistics`, averages."""
     return region(
         specialized(
             _run_train,
@@ -146,6 +141,7 @@ def train_region(stored: Any, dtype: Any, act: str, residual: bool) -> Region:  
             residual=residual,
             planes=planes_forward(act, residual),
             rows=channels_forward(act, residual),
+            average=averaging(dtype),
         )
     )
 

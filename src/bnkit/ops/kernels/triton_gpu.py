@@ -16,6 +16,7 @@ from bnkit.core import Moments
 from bnkit.ops.kernels.memory import known_memory, memory_of
 from bnkit.ops.kernels.triton_config import Shape, accumulating, streaming
 from bnkit.ops.registry import Affine, Backward, Kernel, Train, forced_kernel
+from bnkit.ops.update import Update
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INSTALLED = find_spec("triton") is not None
@@ -66,10 +67,10 @@ def moments(x: Tensor) -> Moments:
         return Moments(_count(shape), *forward.merge_moments(x, shape, partial))
 
 
-def train(x: Tensor, affine: Affine) -> Train:
+def train(x: Tensor, affine: Affine, _update: Update | None = None) -> Train:
     """Training forward."""
     count, mean, m2 = moments(x)
-    return Train(_normalized(x, (mean, m2, count), affine), mean, m2)
+    return Train(_normalized(x, (mean, m2, count), affine), (mean, m2))
 
 
 def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
@@ -184,4 +185,8 @@ def _interpreted() -> bool:
     return isinstance(tl.sum, InterpretedFunction)
 
 
-TRITON = Kernel("triton", refuses, train, backward, evaluate)
+def _mean_and_m2(x: Tensor) -> tuple[Tensor, Tensor]:
+    return moments(x)[1:]
+
+
+TRITON = Kernel("triton", refuses, train, backward, evaluate, _mean_and_m2)
