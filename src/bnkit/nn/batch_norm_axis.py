@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 import array_api_compat.torch as xp
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnkit import ops
 from bnkit.core import (
@@ -17,34 +17,26 @@ from bnkit.core import (
     RenormRule,
     upcast,
 )
+from bnkit.nn.axis_state import STATISTICS, AxisState
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.batch_norm_options import check_options, has_fused_kernel
 from bnkit.nn.channel_axes import ChannelAxes, channel_axes
 from bnkit.nn.checks import check_batch, check_eval_eps, check_policy, check_tensors
 from bnkit.nn.naming import qualified_name
-from bnkit.nn.parameter_rules import Constraint, Initializer, Regularizer, initialize_
+from bnkit.nn.parameter_rules import Constraint, Initializer, Regularizer
 from bnkit.nn.plain import plain_of
 from bnkit.nn.recipe import Ghost, Recipe, Renorm, Where, train_step
-from bnkit.nn.renorm_buffers import (
-    add_renorm_buffers,
-    flat_buffers,
-    renorm_buffers,
-    renorm_names,
-    reset_renorm_buffers,
-    seed_renorm_buffers,
-)
+from bnkit.nn.renorm_buffers import flat_buffers, renorm_buffers
 from bnkit.nn.renorm_limits import renorm_limits
 from bnkit.nn.tf_arguments import refuse_arguments, translated
 from bnkit.nn.variant import refuse_complex
-from bnkit.nn.wide import converted_widely
 from bnkit.ops import NonFinitePolicy, RenormBuffers, StatisticsBuffers
 
 Adjustment = Callable[[tuple[int, ...]], tuple[Tensor | float, Tensor | float]]
-_STATISTICS = ("running_mean", "running_var")
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(AxisState):
     """Batch norm over any axes, with every argument of `tf.layers.batch_normalization`.
 
     `BatchNorm(...)` takes them in the words and with the defaults of PyTorch,
@@ -192,6 +184,7 @@ class BatchNorm(nn.Module):
         cls,
         num_features: int | tuple[int, ...],
         *,
+        renorm_rule: RenormRule = "plain",
         device: Any = None,
         dtype: torch.dtype | None = None,
         **arguments: Any,
@@ -205,6 +198,7 @@ class BatchNorm(nn.Module):
 
         Args:
             num_features: Channels; TensorFlow takes them from its input.
+            renorm_rule: `"debiased"` for TensorFlow up to 1.14.
             device: Device of parameters and buffers.
             dtype: Dtype of the parameters.
             **arguments: TensorFlow's, but for `inputs`, `training` and `reuse`.
@@ -216,7 +210,7 @@ class BatchNorm(nn.Module):
             SpecError: An argument that is not taken, with the reason.
         """
         ours = translated("BatchNorm.from_tf", arguments)
-        return cls(num_features, **ours, device=device, dtype=dtype)
+        return cls(num_features, **ours, renorm_rule=renorm_rule, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; in training also average the batch into the running statistics."""
@@ -225,7 +219,7 @@ class BatchNorm(nn.Module):
             return BatchNormBase._as_leaf(self, where, input, None)  # pyright: ignore
         channels = channel_axes(where, input, self.axis, self.num_features)
         x = channels.second(input)
-        flat = {n: _flat(getattr(self, n)) for n in ("weight", "bias", *_STATISTICS)}
+        flat = {n: _flat(getattr(self, n)) for n in ("weight", "bias", *STATISTICS)}
         check_tensors(where, x, flat)
         affine = flat["weight"], flat["bias"]
         frozen = not self.trainable and self.frozen_normalizes_with == "running"
@@ -266,33 +260,6 @@ class BatchNorm(nn.Module):
         """
         return plain_of(self, ndim)
 
-    @property
-    def trainable(self) -> bool:
-        """Whether the layer learns and averages statistics; Keras' `trainable`."""
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
-        for parameter in (self.weight, self.bias):
-            if parameter is not None:
-                parameter.requires_grad_(self._trainable)
-
-    def reset_running_stats(self) -> None:
-        """The statistics before the first batch."""
-        for name in _STATISTICS:
-            initialize_(f"BatchNorm: {name}", getattr(self, name), self.initializers[name])
-        self.num_batches_tracked.zero_()
-        if self.renorm is not None:
-            reset_renorm_buffers(self)
-
-    def reset_parameters(self) -> None:
-        """All values as after construction."""
-        self.reset_running_stats()
-        for name in ("weight", "bias"):
-            if getattr(self, name) is not None:
-                initialize_(f"BatchNorm: {name}", getattr(self, name), self.initializers[name])
-
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  the signature of torch
         """Set the mode; also reports batches that were left out on a GPU."""
         self._report_nonfinite(self._where)
@@ -324,22 +291,6 @@ class BatchNorm(nn.Module):
         named = qualified_name(self)
         return named if self.name is None else f"{self.name!r}, {named}"
 
-    def _create(self, learned: dict[str, bool], device: Any, dtype: torch.dtype | None) -> None:
-        for parameter, wanted in learned.items():
-            empty = torch.empty(self.num_features, device=device, dtype=dtype)
-            self.register_parameter(parameter, nn.Parameter(empty) if wanted else None)
-        kind = torch.promote_types(torch.empty((), dtype=dtype).dtype, torch.float32)
-        for statistic in _STATISTICS:
-            real = kind.to_real() if statistic == "running_var" else kind
-            empty = torch.empty(self.num_features, device=device, dtype=real)
-            self.register_buffer(statistic, empty)
-        counter = torch.zeros((), dtype=torch.long, device=device)
-        self.register_buffer("num_batches_tracked", counter)
-        self.nonfinite_batches, self._reported = counter.clone(), 0
-        if self.renorm is not None:
-            add_renorm_buffers(self, self.running_mean, self.renorm.rule)
-        self.reset_parameters()
-
     def _buffers_of(self, where: Where, x: Tensor) -> StatisticsBuffers | RenormBuffers:
         left_out = self._left_out(x)  # pyright: ignore[reportArgumentType]
         if self.renorm is not None:
@@ -370,21 +321,6 @@ class BatchNorm(nn.Module):
         y = y if self.weight is None else y * channels.spread(self.weight)
         y = y if self.bias is None else y + channels.spread(self.bias)
         return y.to(xhat.dtype)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
-        convert = super()._apply
-        converted_widely(self, self._statistics(), lambda: convert(fn, recurse))
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        convert = super()._load_from_state_dict
-        converted_widely(self, self._statistics(), lambda: convert(*args, **kwargs))
-        if self.renorm is not None:
-            seed_renorm_buffers(self, *args)
-
-    def _statistics(self) -> tuple[str, ...]:
-        added = () if self.renorm is None else renorm_names(self.renorm.rule)
-        return (*_STATISTICS, *added)
 
 
 def _flat(v: Tensor | None) -> Tensor | None:
