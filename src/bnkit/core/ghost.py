@@ -6,7 +6,7 @@ are as noisy as those of a small one.
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal, get_args
 
 from bnkit.core.errors import InputError, SpecError
@@ -73,7 +73,7 @@ def ghost_slices(
 
 
 def ghost_statistics(
-    groups: Sequence[Moments], running: GhostRunning, correction: float = 0
+    groups: Sequence[Moments], running: GhostRunning, correction: float = 0, *, xp: Any = None
 ) -> list[tuple[Array, Array]]:
     """The means and variances that enter the running average, in their order.
 
@@ -83,6 +83,7 @@ def ghost_statistics(
             (TensorFlow); `"sequential"` one pair per group, as if they were batches (tabnet,
             composer); `"total"` one pair, the statistics of the whole batch.
         correction: Subtracted from the count of each variance: 1 is Bessel's.
+        xp: The array namespace, when the caller knows it.
 
     Returns:
         Pairs of mean and variance; each is averaged in as one batch.
@@ -97,7 +98,7 @@ def ghost_statistics(
         [(6.5, 32.75)]
     """
     if running == "total":
-        whole = reduce(merge, groups)
+        whole = reduce(partial(merge, xp=xp), groups)
         return [(whole.mean, whole.var(correction))]
     pairs = [(g.mean, g.var(correction)) for g in groups]
     if running == "sequential":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
@@ -171,7 +172,7 @@ def _commit(buffers: StatisticsBuffers, groups: list[Moments], recipe: Recipe) -
     if recipe.running_correction == 1 and running == "total" and len(groups) == 1:
         ops.commit_statistics(buffers, groups[0], recipe.ema_weight, recipe.on_nonfinite)
         return
-    for mean, var in ghost_statistics(groups, running, recipe.running_correction):
+    for mean, var in ghost_statistics(groups, running, recipe.running_correction, xp=xp):
         # what is stored is m2 / (count - 1): with a count of 2, the variance itself
         ops.commit_statistics(
             buffers, Moments(2, mean, var), recipe.ema_weight, recipe.on_nonfinite

@@ -64,7 +64,8 @@ def renorm_scale_shift(
     """
     pair = _mean_and_stddev(batch, eps)
     with torch.no_grad():
-        return renorm_correction(xp, buffers.stats(), pair, limits, eps=eps)
+        r, d = renorm_correction(xp, buffers.stats(), pair, limits, eps=eps)
+        return _saved_for_backward(r, d) if torch.compiler.is_compiling() else (r, d)
 
 
 def commit_renorm(
@@ -118,6 +119,17 @@ def _factor(buffers: RenormBuffers, weight: float | None) -> Any:
         return 0.0
     # a first batch that was left out has not been counted
     return 1.0 / buffers.num_batches_tracked.clamp(min=1)
+
+
+def _saved_for_backward(r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep a compiler from computing r and d again in the backward pass.
+
+    It does so with what is cheap, from the buffers, which by then hold the new averages: the
+    gradients of the second step are wrong (torch 2.13, aot_eager and inductor). A concatenation
+    is nothing it computes twice.
+    """
+    r, d = torch.cat([r, d]).chunk(2)
+    return r, d
 
 
 def _mean_and_stddev(batch: Moments, eps: float) -> tuple[Tensor, Tensor]:
