@@ -22,6 +22,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from array_api_compat import array_namespace
+
 from bnkit.core.errors import SpecError
 
 Array = Any
@@ -289,11 +291,12 @@ def _blend(old: Any, new: Any, weight: Any) -> Any:
 
 def _ramp(batches: Any, start: int, end: int) -> Any:
     """0 until `start`, 1 from `end`, linear between; a step where they are equal."""
-    if end == start:
-        return (batches >= start) * 1.0
-    share = (batches - start) / (end - start)
-    share = share * (share > 0)
-    return share * (share < 1) + (share >= 1) * 1.0
+    share = (batches - start + 1) if end == start else (batches - start) / (end - start)
+    if isinstance(share, int | float):
+        return min(max(share, 0.0), 1.0)
+    if hasattr(share, "clip"):  # dynamo warns of the cache in array_namespace
+        return share.clip(0, 1)
+    return array_namespace(share).clip(share, 0, 1)
 
 
 def _at_least(xp: Any, v: Array, bound: Any) -> Array:

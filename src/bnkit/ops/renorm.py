@@ -118,7 +118,7 @@ def _factor(buffers: RenormBuffers, weight: float | None) -> Any:
     if buffers.num_batches_tracked is None:
         return 0.0
     # a first batch that was left out has not been counted
-    return 1.0 / buffers.num_batches_tracked.clamp(min=1)
+    return 1.0 / buffers.num_batches_tracked.clamp(min=1).to(buffers.running_mean.dtype)
 
 
 def _saved_for_backward(r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
