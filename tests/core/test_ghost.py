@@ -16,7 +16,7 @@ orders = st.sampled_from(["contiguous", "strided"])
 def test_the_groups_are_a_partition(samples, size, groups, remainder):
     found = ghost_slices(samples, size, groups=groups, remainder=remainder)
     parts = [list(range(samples))[s] for s in found]
-    assert sorted(sum(parts, [])) == list(range(samples))
+    assert sorted(i for part in parts for i in part) == list(range(samples))
     assert all(parts)
     if samples % size and remainder == "plain":
         assert len(parts) == 1

@@ -60,9 +60,9 @@ LAYERS = {
     "ghost axis 1": ((6, 3, 4, 5), {"virtual_batch_size": 3, "axis": 1}),
     "ghost, one group": ((6, 5), {"virtual_batch_size": 6}),
     "ghost renorm": ((12, 5), {"virtual_batch_size": 3, "renorm": True, "renorm_clipping": CLIP}),
-    "adjustment": ((8, 5), {"adjustment": lambda shape: tilt((8, 5))}),
-    "adjustment 4d": ((4, 6, 5, 3), {"adjustment": lambda shape: tilt((4, 1, 1, 1))}),
-    "adjustment renorm": ((8, 5), {"adjustment": lambda shape: tilt((8, 5)), "renorm": True}),
+    "adjustment": ((8, 5), {"adjustment": lambda _: tilt((8, 5))}),
+    "adjustment 4d": ((4, 6, 5, 3), {"adjustment": lambda _: tilt((4, 1, 1, 1))}),
+    "adjustment renorm": ((8, 5), {"adjustment": lambda _: tilt((8, 5)), "renorm": True}),
 }
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -83,9 +83,7 @@ class Pair:
         features = self.batch.mean.shape
         self.theirs = tf_keras.layers.BatchNormalization(**arguments)
         self.theirs.build(shape)
-        ours = {
-            k: _torch_adjustment(v) if k == "adjustment" else v for k, v in arguments.items()
-        }
+        ours = {k: _torch_adjustment(v) if k == "adjustment" else v for k, v in arguments.items()}
         self.ours = bnkit.nn.BatchNorm.from_tf(
             features if len(features) > 1 else features[0], **ours
         )

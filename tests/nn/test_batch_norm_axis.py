@@ -416,7 +416,12 @@ def test_plain_in_place():
     assert done.replaced == ("0", "1")
     assert list(done.kept) == ["2"]
     assert "layer.plain(ndim)" in done.kept["2"]
-    assert [type(m).__name__ for m in model] == ["BatchNorm2d", "BatchNorm2d", "BatchNorm", "BatchNorm2d"]
+    assert [type(m).__name__ for m in model] == [
+        "BatchNorm2d",
+        "BatchNorm2d",
+        "BatchNorm",
+        "BatchNorm2d",
+    ]
     assert all(a is b for a, b in zip(model, layers, strict=True))
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     close(model(x), y, 0)

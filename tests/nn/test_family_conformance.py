@@ -61,8 +61,7 @@ each = pytest.mark.parametrize("name", LAYERS)
 
 
 def make(name, dtype=torch.float64, steps=2, **options):
-    maker, shape = LAYERS[name]
-    layer = maker(dtype=dtype, **options)
+    layer = LAYERS[name][0](dtype=dtype, **options)
     with torch.no_grad():
         for p in layer.parameters():
             p.uniform_(0.5, 1.5)

@@ -8,6 +8,9 @@ from bnkit.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
 from bnkit.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
 from bnkit.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
 from bnkit.nn.batch_norm_axis import BatchNorm as BatchNorm
+from bnkit.nn.differentiable import DifferentiableBatchNorm1d as DifferentiableBatchNorm1d
+from bnkit.nn.differentiable import DifferentiableBatchNorm2d as DifferentiableBatchNorm2d
+from bnkit.nn.differentiable import DifferentiableBatchNorm3d as DifferentiableBatchNorm3d
 from bnkit.nn.ghost import GhostBatchNorm1d as GhostBatchNorm1d
 from bnkit.nn.ghost import GhostBatchNorm2d as GhostBatchNorm2d
 from bnkit.nn.ghost import GhostBatchNorm3d as GhostBatchNorm3d
@@ -25,3 +28,5 @@ from bnkit.nn.renorm import BatchRenorm3d as BatchRenorm3d
 from bnkit.nn.replace import Replacement as Replacement
 from bnkit.nn.replace import replace_ as replace_
 from bnkit.nn.replace import restore_ as restore_
+from bnkit.nn.switch import ghost_ as ghost_
+from bnkit.nn.switch import renorm_ as renorm_

@@ -66,15 +66,20 @@ def seed_renorm_buffers(layer: Any, *loading: Any) -> None:
     keys = [prefix + name for name in names]
     if any(key in state_dict for key in keys) or prefix + "running_mean" not in state_dict:
         return
+    start_from_running(layer)
+    missing[:] = [key for key in missing if key not in keys]
+
+
+def start_from_running(layer: Any) -> None:
+    """Set the reference to the running statistics, as if it had always been kept."""
     with torch.no_grad():
         stddev = torch.sqrt(layer.running_var + layer.eps)
-        for name in names:
+        for name in renorm_names(layer.renorm.rule):
             buffer = getattr(layer, name)
             if name == "renorm_mean":
                 buffer.copy_(layer.running_mean)
             else:
                 buffer.copy_(stddev if name != "renorm_weight" else torch.ones_like(buffer))
-    missing[:] = [key for key in missing if key not in keys]
 
 
 def _initial(like: Tensor, rule: RenormRule) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def renorm_limits(where: str, given: Any) -> RenormLimits | RenormSchedule:
             )
             raise SpecError(msg)
         return RenormLimits(**given)
-    if not callable(getattr(given, "at", None)):
+    if isinstance(given, type) or not callable(getattr(given, "at", None)):
         msg = (
             f"{where}: expected the limits of batch renormalization as RenormLimits(rmin=, rmax=, "
             f"dmax=), RenormSchedule(...) or a mapping, got {given!r}."

@@ -4,12 +4,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bnkit.core import Moments, RenormStats, RenormWeights, renorm_correction, update_renorm
 from bnkit.ops.commit import NonFinitePolicy, commit_by
+from bnkit.ops.plain import is_plain
 
 
 class RenormBuffers(NamedTuple):
@@ -62,7 +64,12 @@ def renorm_scale_shift(
     Returns:
         Scale and shift of the normalized batch, shape `(c,)`.
     """
-    pair = _mean_and_stddev(batch, eps)
+    if _in_memory((*buffers, *batch[1:])):
+        with np.errstate(invalid="ignore", over="ignore"):
+            pair = _mean_and_stddev(np, _array(batch), eps)
+            r, d = renorm_correction(np, _arrays(buffers).stats(), pair, limits, eps=eps)
+        return torch.from_numpy(r), torch.from_numpy(d)
+    pair = _mean_and_stddev(xp, batch, eps)
     with torch.no_grad():
         r, d = renorm_correction(xp, buffers.stats(), pair, limits, eps=eps)
         return _saved_for_backward(r, d) if torch.compiler.is_compiling() else (r, d)
@@ -86,6 +93,9 @@ def commit_renorm(
         eps: Added to the variance.
         nonfinite: As for `commit_statistics`.
     """
+    if _in_memory((*buffers, *batch[1:])):
+        _update_in_memory(buffers, batch, weights, eps=eps, nonfinite=nonfinite)
+        return
     present = tuple(b is not None for b in buffers)
     update = partial(_update, (present, weights, eps, nonfinite))
     commit_by(update, batch, tuple(b for b in buffers if b is not None))
@@ -95,7 +105,7 @@ def _update(options: tuple, batch: Moments, tensors: tuple[Tensor, ...]) -> None
     present, weights, eps, nonfinite = options
     given = iter(tensors)
     buffers = RenormBuffers(*(next(given) if p else None for p in present))  # pyright: ignore
-    pair = _mean_and_stddev(batch, eps)
+    pair = _mean_and_stddev(xp, batch, eps)
     ok = None
     if nonfinite != "propagate":
         ok = torch.isfinite(pair[0]).all() & torch.isfinite(pair[1]).all()
@@ -112,25 +122,78 @@ def _update(options: tuple, batch: Moments, tensors: tuple[Tensor, ...]) -> None
             old.copy_(new if ok is None else torch.where(ok, new, old))
 
 
+def _update_in_memory(
+    buffers: RenormBuffers,
+    batch: Moments,
+    weights: tuple[float | None, float | None],
+    *,
+    eps: float,
+    nonfinite: NonFinitePolicy,
+) -> None:
+    """As `_update`, by NumPy on the memory of the tensors: a tenth of the time for few channels."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        pair = _mean_and_stddev(np, _array(batch), eps)
+        finite = np.isfinite(pair[0]).all() and np.isfinite(pair[1]).all()
+        if nonfinite != "propagate" and not finite:
+            if buffers.nonfinite_batches is not None:
+                buffers.nonfinite_batches.add_(1)
+            return
+        if buffers.num_batches_tracked is not None:
+            buffers.num_batches_tracked.add_(1)
+        before = _arrays(buffers).stats()
+        factors = RenormWeights(*(_factor(buffers, w) for w in weights))
+        after = update_renorm(np, before, pair, factors, eps=eps)
+    for old, new in zip(before, after, strict=True):
+        if isinstance(old, np.ndarray):
+            np.copyto(old, new)
+    # autograd must know that somebody else's graph may hold the old values
+    written = [b for b in buffers[:6] if b is not None and not b.is_inference()]
+    torch.autograd.graph.increment_version(written)
+
+
+def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
+    return is_plain(tensors) and all(t is None or t.device.type == "cpu" for t in tensors)
+
+
+def _array(batch: Moments) -> Moments:
+    return Moments(batch.count, batch.mean.numpy(), batch.m2.numpy())
+
+
+def _arrays(buffers: RenormBuffers) -> RenormBuffers:
+    """The same memory, as NumPy sees it."""
+    seen = (None if b is None else b.detach().numpy() for b in buffers)
+    return RenormBuffers(*seen)  # pyright: ignore[reportArgumentType]
+
+
 def _factor(buffers: RenormBuffers, weight: float | None) -> Any:
     if weight is not None:
         return weight
     if buffers.num_batches_tracked is None:
         return 0.0
     # a first batch that was left out has not been counted
-    return 1.0 / buffers.num_batches_tracked.clamp(min=1).to(buffers.running_mean.dtype)
+    counted = buffers.num_batches_tracked.clamp(min=1)
+    if _in_memory((counted,)):
+        return 1.0 / int(counted)
+    return 1.0 / counted.to(buffers.running_mean.dtype)
 
 
 def _saved_for_backward(r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep a compiler from computing r and d again in the backward pass.
+    """`r` and `d` as a compiler must keep them for the backward pass.
 
-    It does so with what is cheap, from the buffers, which by then hold the new averages: the
-    gradients of the second step are wrong (torch 2.13, aot_eager and inductor). A concatenation
-    is nothing it computes twice.
+    What is cheap it computes again there, from the buffers, which by then hold the new averages:
+    the gradients were wrong from the second step on (torch 2.13, aot_eager and inductor). A
+    concatenation is nothing that it computes twice.
+
+    Args:
+        r: Scale.
+        d: Shift.
+
+    Returns:
+        The same values.
     """
     r, d = torch.cat([r, d]).chunk(2)
     return r, d
 
 
-def _mean_and_stddev(batch: Moments, eps: float) -> tuple[Tensor, Tensor]:
-    return batch.mean, torch.sqrt(batch.var() + eps)
+def _mean_and_stddev(xp: Any, batch: Moments, eps: float) -> tuple[Any, Any]:
+    return batch.mean, xp.sqrt(batch.var() + eps)
