@@ -9,13 +9,12 @@ undoes what the batch differs by from a reference, `y = (xhat * r + d) * weight 
 and `stddev = sqrt(var + eps)`. `r` and `d` are constants for the gradient. Which reference, and
 what inference reads, is a rule of its own; the two that exist are TensorFlow's:
 
-`"plain"` (1.15 and later, tf_keras, Keras 3.14 and later; the paper where both weights are equal)
-: exponential averages of mean and standard deviation, from 0 and 1; inference reads
+- `"plain"` (1.15 and later, tf_keras, Keras 3.14 and later; the paper where both weights are
+  equal): exponential averages of mean and standard deviation, from 0 and 1; inference reads
   `running_var = max(running_stddev**2 - eps, 0)`.
-`"debiased"` (up to 1.14)
-: averages that start at nothing, divided by the sum of their weights; the reference fills the
-  weight that is missing with the batch itself, so that the first step has r = 1 and d = 0.
-  Inference reads an average of these averages.
+- `"debiased"` (up to 1.14): averages that start at nothing, divided by the sum of their weights;
+  the reference fills the weight that is missing with the batch itself, so that the first step
+  has r = 1 and d = 0. Inference reads an average of these averages.
 """
 
 import math

@@ -300,9 +300,8 @@ class BatchNorm(AxisState):
         return StatisticsBuffers(mean, var, self.num_batches_tracked, left_out)
 
     def _recipe(self, input: Tensor) -> Recipe:
-        stored = self.running_correction
-        if stored == "fused":
-            stored = int(has_fused_kernel(self, input))
+        given = self.running_correction
+        stored = int(has_fused_kernel(self, input)) if isinstance(given, str) else given
         return Recipe(
             eps=self.eps,
             ema_weight=self.momentum,

@@ -44,7 +44,7 @@ class _Differentiable(Variant):
         check_rank(where, input, self.ranks)
         check_tensors(where, input, {**live._asdict(), "weight": self.weight, "bias": self.bias})
         check_eval_eps(where, self.eps)
-        return ops.batch_norm_eval(input, tuple(live), self.weight, self.bias, self.eps)
+        return ops.batch_norm_eval(input, (live.mean, live.var), self.weight, self.bias, self.eps)
 
     def _train_step(self, where: Where, input: Tensor) -> Tensor:
         del where

@@ -37,7 +37,8 @@ def reset_renorm_buffers(layer: Any) -> None:
 
 def flat_buffers(buffers: RenormBuffers) -> RenormBuffers:
     """The same memory, one dimension per statistic."""
-    return RenormBuffers(*(b if b is None or b.ndim < 2 else b.flatten() for b in buffers))
+    flat = (b if b is None or b.ndim < 2 else b.flatten() for b in buffers)
+    return RenormBuffers(*flat)  # pyright: ignore[reportArgumentType]
 
 
 def renorm_buffers(layer: Any, nonfinite_batches: Tensor | None) -> RenormBuffers:

@@ -117,7 +117,7 @@ def _update(options: tuple, batch: Moments, tensors: tuple[Tensor, ...]) -> None
     before = buffers.stats()
     after = update_renorm(xp, before, pair, factors, eps=eps)
     for old, new in zip(before, after, strict=True):
-        if isinstance(old, Tensor):
+        if isinstance(old, Tensor) and new is not None:
             new = new.to(old.dtype)
             old.copy_(new if ok is None else torch.where(ok, new, old))
 
@@ -144,7 +144,7 @@ def _update_in_memory(
         factors = RenormWeights(*(_factor(buffers, w) for w in weights))
         after = update_renorm(np, before, pair, factors, eps=eps)
     for old, new in zip(before, after, strict=True):
-        if isinstance(old, np.ndarray):
+        if isinstance(old, np.ndarray) and new is not None:
             np.copyto(old, new)
     # autograd must know that somebody else's graph may hold the old values
     written = [b for b in buffers[:6] if b is not None and not b.is_inference()]
