@@ -55,6 +55,7 @@ LAYERS = {
         ),
         (6, 4, 3),
     ),
+    "differentiable": (lambda **k: nn.DifferentiableBatchNorm1d(3, **k), (6, 3)),
     "corrected": (lambda **k: nn.BatchNorm(3, correction=1, center=False, **k), (6, 3)),
 }
 each = pytest.mark.parametrize("name", LAYERS)
@@ -309,3 +310,52 @@ def test_frozen_parameters_and_no_grad(name):
         y = layer(x)
     torch.testing.assert_close(y, twin(x), rtol=FLOAT64, atol=FLOAT64)
     same_state(layer, twin, FLOAT64)
+
+
+@each
+def test_symbolic_trace_keeps_the_layer_whole(name):
+    model = torch.nn.Sequential(torch.nn.Identity(), make(name, torch.float32))
+    traced = torch.fx.symbolic_trace(model)
+    targets = [n.target for n in traced.graph.nodes if n.op == "call_module"]
+    assert targets == ["0", "1"]
+    x = batch(name, 3, torch.float32)
+    torch.testing.assert_close(traced.eval()(x), model.eval()(x), rtol=0, atol=0)
+
+
+@each
+def test_an_ensemble_keeps_statistics_of_its_own(name):
+    members = [make(name, steps=k) for k in (1, 2, 3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    base = copy.deepcopy(members[0])
+    x = batch(name, 3)
+
+    def call(p, b):
+        return torch.func.functional_call(base, (p, b), (x,))
+
+    y = torch.func.vmap(call)(parameters, buffers)
+    for i, member in enumerate(members):
+        torch.testing.assert_close(y[i], member(x), rtol=1e-9, atol=1e-9)
+        for key, value in member.named_buffers():
+            torch.testing.assert_close(buffers[key][i], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@each
+def test_inference_mode(name):
+    layer = make(name)
+    twin = copy.deepcopy(layer)
+    x = batch(name, 3)
+    with torch.inference_mode():
+        y = layer(x)
+    torch.testing.assert_close(y, twin(x), rtol=FLOAT64, atol=FLOAT64)
+    same_state(layer, twin, FLOAT64)
+    layer(x).sum().backward()
+
+
+@each
+def test_export_with_a_dynamic_batch(name):
+    layer = make(name, torch.float32).eval()
+    x = batch(name, 3, torch.float32)
+    size = torch.export.Dim("size", min=2)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: size},))
+    twice = torch.cat([x, x])
+    torch.testing.assert_close(program.module()(twice), layer(twice), rtol=1e-5, atol=1e-5)

@@ -199,6 +199,17 @@ def test_cumulative_average():
     close(layer.renorm_stddev, torch.stack(stddevs).mean(0))
 
 
+@pytest.mark.parametrize("renorm_momentum", [None, 0.3])
+def test_the_reference_follows_a_momentum_that_is_set_later(renorm_momentum):
+    layer = renorm(momentum=0.1, limits=RenormLimits(), renorm_momentum=renorm_momentum)
+    layer.momentum = 0.5
+    x = torch.randn(SHAPES[2], dtype=torch.float64)
+    layer(x)
+    mean = x.mean((0, 2, 3))
+    close(layer.running_mean, 0.5 * mean)
+    close(layer.renorm_mean, (renorm_momentum or 0.5) * mean)
+
+
 @pytest.mark.parametrize("rule", ["plain", "debiased"])
 def test_a_plain_checkpoint_starts_the_reference(rule):
     plain = torch.nn.BatchNorm2d(3, dtype=torch.float64)

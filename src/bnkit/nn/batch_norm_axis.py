@@ -168,7 +168,7 @@ class BatchNorm(AxisState):
         if renorm:
             self.renorm = Renorm(
                 limits=renorm_limits("BatchNorm", renorm_clipping),
-                ema_weight=momentum if renorm_momentum is None else renorm_momentum,
+                ema_weight=renorm_momentum,
                 rule=renorm_rule,
             )
         self.adjustment, self.correction = adjustment, correction

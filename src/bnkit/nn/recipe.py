@@ -72,7 +72,13 @@ class Ghost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renorm:
-    """How far a batch may be corrected towards the reference, and how that is averaged."""
+    """How far a batch may be corrected towards the reference, and how that is averaged.
+
+    Attributes:
+        limits: Bounds of r and d.
+        ema_weight: Weight of the new batch in the reference; None = as in the running statistics.
+        rule: What the reference is.
+    """
 
     limits: RenormLimits | RenormSchedule
     ema_weight: float | None
@@ -135,7 +141,8 @@ def train_step(
         r, d = ops.renorm_scale_shift(buffers, batch, limits, recipe.eps)
         y, _ = _normalize(x, _corrected(affine, r, d), slices, recipe)
         if recipe.updates:
-            weights = recipe.ema_weight, recipe.renorm.ema_weight
+            reference = recipe.renorm.ema_weight
+            weights = recipe.ema_weight, recipe.ema_weight if reference is None else reference
             policy = recipe.on_nonfinite
             ops.commit_renorm(buffers, batch, weights, eps=recipe.eps, nonfinite=policy)
         _stop_if_asked(where, recipe, [batch])

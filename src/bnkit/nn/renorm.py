@@ -24,7 +24,7 @@ _PAPER = RenormSchedule()
 class _Renorm(Variant):
     """Adds the reference statistics and the correction by them."""
 
-    added = ("renorm", "renorm_momentum", *renorm_names("plain"), *renorm_names("debiased"))
+    added = ("renorm", *renorm_names("plain"), *renorm_names("debiased"))
     renorm: Renorm
 
     def __init__(
@@ -55,10 +55,8 @@ class _Renorm(Variant):
                 "batch by its running statistics. Use the plain batch norm without them."
             )
             raise SpecError(msg)
-        weight = self.momentum if renorm_momentum is None else renorm_momentum
-        self.renorm = Renorm(limits=limits, ema_weight=weight, rule=rule)
+        self.renorm = Renorm(limits=limits, ema_weight=renorm_momentum, rule=rule)
         self.renorm.check(name)
-        self.renorm_momentum = renorm_momentum
         add_renorm_buffers(self, self.running_mean, rule)
 
     def _train_step(self, where: Where, input: Tensor) -> Tensor:
@@ -82,7 +80,7 @@ class _Renorm(Variant):
         """As the plain layer, with the limits."""
         r = self.renorm
         return (
-            f"{super().extra_repr()}, limits={r.limits}, renorm_momentum={self.renorm_momentum}, "
+            f"{super().extra_repr()}, limits={r.limits}, renorm_momentum={r.ema_weight}, "
             f"rule={r.rule}"
         )
 
