@@ -1,5 +1,6 @@
 """The mathematics of batch normalization on arrays of any namespace; it knows no framework."""
 
+from bnkit.core.correction import corrected as corrected
 from bnkit.core.errors import BatchNormError as BatchNormError
 from bnkit.core.errors import BatchNormWarning as BatchNormWarning
 from bnkit.core.errors import ConversionError as ConversionError
@@ -14,6 +15,12 @@ from bnkit.core.errors import SpecError as SpecError
 from bnkit.core.frameworks import PRESETS as PRESETS
 from bnkit.core.frameworks import Preset as Preset
 from bnkit.core.frameworks import preset as preset
+from bnkit.core.ghost import GhostOrder as GhostOrder
+from bnkit.core.ghost import GhostRemainder as GhostRemainder
+from bnkit.core.ghost import GhostRunning as GhostRunning
+from bnkit.core.ghost import check_ghost as check_ghost
+from bnkit.core.ghost import ghost_slices as ghost_slices
+from bnkit.core.ghost import ghost_statistics as ghost_statistics
 from bnkit.core.moments import Moments as Moments
 from bnkit.core.moments import accumulate as accumulate
 from bnkit.core.moments import at_least_one_value as at_least_one_value
@@ -55,6 +62,15 @@ from bnkit.core.presets import TF_KERAS2_UNFUSED as TF_KERAS2_UNFUSED
 from bnkit.core.presets import TF_LAYERS_FUSED as TF_LAYERS_FUSED
 from bnkit.core.presets import TF_LAYERS_UNFUSED as TF_LAYERS_UNFUSED
 from bnkit.core.presets import TORCH as TORCH
+from bnkit.core.renorm import RenormLimits as RenormLimits
+from bnkit.core.renorm import RenormRule as RenormRule
+from bnkit.core.renorm import RenormSchedule as RenormSchedule
+from bnkit.core.renorm import RenormStats as RenormStats
+from bnkit.core.renorm import RenormWeights as RenormWeights
+from bnkit.core.renorm import check_renorm_rule as check_renorm_rule
+from bnkit.core.renorm import initial_renorm as initial_renorm
+from bnkit.core.renorm import renorm_correction as renorm_correction
+from bnkit.core.renorm import update_renorm as update_renorm
 from bnkit.core.running import RunningStats as RunningStats
 from bnkit.core.running import correction_factor as correction_factor
 from bnkit.core.running import initial_running as initial_running

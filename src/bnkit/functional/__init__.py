@@ -10,3 +10,5 @@ from bnkit.functional.batch_norm import TrainResult as TrainResult
 from bnkit.functional.batch_norm import batch_norm_backward as batch_norm_backward
 from bnkit.functional.batch_norm import batch_norm_eval as batch_norm_eval
 from bnkit.functional.batch_norm import batch_norm_train as batch_norm_train
+from bnkit.functional.tensorflow import batch_normalization as batch_normalization
+from bnkit.functional.tensorflow import moments as moments

@@ -1,5 +1,7 @@
 """Averaging batch statistics into buffers, in place, under every transform of torch."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from bnkit.core import Moments, merge
 from bnkit.ops.kernels import numba_cpu
 from bnkit.ops.plain import is_plain
 from bnkit.ops.update import NonFinitePolicy, StatisticsBuffers, Update
+
+Rule = Callable[[Moments, tuple[Tensor, ...]], None]
 
 
 def commit_statistics(
@@ -38,12 +42,22 @@ def commit_statistics(
     if not tensors:
         return
     present = tuple(b is not None for b in buffers)
-    options = (ema_weight, nonfinite, present)
+    commit_by(partial(_update, (ema_weight, nonfinite, present)), batch, tuple(tensors))
+
+
+def commit_by(update: Rule, batch: Moments, tensors: tuple[Tensor, ...]) -> None:
+    """Change tensors in place by a rule of one's own, as `commit_statistics` does by its own.
+
+    Args:
+        update: `update(batch, tensors)` writes to the tensors; it sees no transform.
+        batch: Moments of the batch.
+        tensors: What it may write to.
+    """
     mean, m2 = batch.mean.detach(), batch.m2.detach()
     if torch.compiler.is_compiling():
-        _update(Moments(batch.count, mean, m2), options, tuple(tensors))
+        update(Moments(batch.count, mean, m2), tensors)
     else:
-        _Commit.apply(mean, m2, batch.count, options, *tensors)
+        _Commit.apply(mean, m2, batch.count, update, *tensors)
 
 
 def in_memory(update: Update, dtype: torch.dtype) -> bool:
@@ -59,8 +73,8 @@ class _Commit(Function):
     """An in-place update that transforms see as a function of constants."""
 
     @staticmethod
-    def forward(mean: Tensor, m2: Tensor, count: int, options: tuple, *tensors: Tensor) -> Tensor:
-        _update(Moments(count, mean, m2), options, tensors)
+    def forward(mean: Tensor, m2: Tensor, count: int, update: Rule, *tensors: Tensor) -> Tensor:
+        update(Moments(count, mean, m2), tensors)
         return mean.new_zeros(())
 
     @staticmethod
@@ -78,7 +92,7 @@ class _Commit(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, None]:
-        mean, m2, count, options, *tensors = inputs
+        mean, m2, count, update, *tensors = inputs
         if any(d is not None for d in in_dims[4:]):
             return _each_slice(info.batch_size, in_dims, inputs), None
         mean, m2 = (
@@ -87,20 +101,20 @@ class _Commit(Function):
         whole = Moments(count, mean[0], m2[0])
         for i in range(1, info.batch_size):
             whole = merge(whole, Moments(count, mean[i], m2[i]))
-        out = _Commit.apply(whole.mean, whole.m2, whole.count, options, *tensors)
+        out = _Commit.apply(whole.mean, whole.m2, whole.count, update, *tensors)
         return out, None
 
 
 def _each_slice(size: int, in_dims: tuple, inputs: tuple) -> Tensor:
     """Statistics that are batched themselves, as an ensemble's are: each slice updates its own."""
-    mean, m2, count, options, *tensors = inputs
+    mean, m2, count, update, *tensors = inputs
     out = mean.new_zeros(())
     for i in range(size):
         parts = [
             v if d is None else v.select(d, i)
             for v, d in zip((mean, m2, *tensors), (*in_dims[:2], *in_dims[4:]), strict=True)
         ]
-        out = _Commit.apply(parts[0], parts[1], count, options, *parts[2:])
+        out = _Commit.apply(parts[0], parts[1], count, update, *parts[2:])
     return out
 
 
@@ -108,7 +122,7 @@ def _to_front(v: Tensor, dim: int | None, size: int) -> Tensor:
     return v.expand(size, *v.shape) if dim is None else v.movedim(dim, 0)
 
 
-def _update(batch: Moments, options: tuple, tensors: tuple[Tensor, ...]) -> None:
+def _update(options: tuple, batch: Moments, tensors: tuple[Tensor, ...]) -> None:
     ema_weight, nonfinite, present = options
     given = iter(tensors)
     buffers = StatisticsBuffers(*(next(given) if p else None for p in present))
