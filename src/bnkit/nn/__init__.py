@@ -7,6 +7,8 @@ from bnkit.nn.batch_norm import BatchNorm3d as BatchNorm3d
 from bnkit.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
 from bnkit.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
 from bnkit.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
+from bnkit.nn.convert_sync import convert_sync_batchnorm as convert_sync_batchnorm
+from bnkit.nn.convert_sync import revert_sync_batchnorm as revert_sync_batchnorm
 from bnkit.nn.lazy import LazyBatchNorm1d as LazyBatchNorm1d
 from bnkit.nn.lazy import LazyBatchNorm2d as LazyBatchNorm2d
 from bnkit.nn.lazy import LazyBatchNorm3d as LazyBatchNorm3d
@@ -14,3 +16,4 @@ from bnkit.nn.naming import qualified_name as qualified_name
 from bnkit.nn.replace import Replacement as Replacement
 from bnkit.nn.replace import replace_ as replace_
 from bnkit.nn.replace import restore_ as restore_
+from bnkit.nn.sync import SyncBatchNorm as SyncBatchNorm

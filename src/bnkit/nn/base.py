@@ -14,6 +14,7 @@ from bnkit.core import InputError, NonFiniteWarning
 from bnkit.nn.checks import check_policy, check_rank
 from bnkit.nn.functional import batch_norm
 from bnkit.nn.naming import qualified_name
+from bnkit.nn.pooled import Part, train_on_part
 from bnkit.ops import IDENTITY, Activation, NonFinitePolicy
 from bnkit.ops.plain import is_plain
 
@@ -26,6 +27,7 @@ class BatchNormBase(_TorchBatchNorm):
     ranks: tuple[int, ...]
     on_nonfinite: NonFinitePolicy
     nonfinite_batches: Tensor | None
+    _part: Part | None = None
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class BatchNormBase(_TorchBatchNorm):
         if not isinstance(input, Tensor):
             return self._as_leaf(where, input, residual)
         check_rank(where, input, self.ranks)
+        if self._part is not None and self.training:
+            return train_on_part(self, input, residual, act)
         untracked = self.running_mean is None and self.running_var is None
         tracks = self.track_running_stats or not self.training
         no_counter = self.momentum is None and self.num_batches_tracked is None
@@ -107,6 +111,7 @@ class BatchNormBase(_TorchBatchNorm):
     def extra_repr(self) -> str:
         """As in torch; `on_nonfinite` is shown when it is not the default."""
         text = super().extra_repr()
+        text = text if self._part is None else f"{text}, {self._part}"
         return text if self.on_nonfinite == "skip" else f"{text}, on_nonfinite={self.on_nonfinite}"
 
     def reset_running_stats(self) -> None:

@@ -14,6 +14,7 @@ from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.checks import check_policy
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from bnkit.nn.sync import SyncBatchNorm
 from bnkit.ops import NonFinitePolicy
 
 _TWINS: dict[type, type] = {
@@ -23,9 +24,10 @@ _TWINS: dict[type, type] = {
     nn.LazyBatchNorm1d: LazyBatchNorm1d,
     nn.LazyBatchNorm2d: LazyBatchNorm2d,
     nn.LazyBatchNorm3d: LazyBatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _TWINS.items()}
-_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches")
+_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches", "_part", "_converted")
 _PROBE_SPATIAL = {BatchNorm1d: (5,), BatchNorm2d: (3, 4), BatchNorm3d: (2, 3, 2)}
 
 
@@ -105,7 +107,8 @@ def restore_(model: nn.Module) -> Replacement:
     """Turn bnkit's batch norms back into the classes they had, or into torch's.
 
     The inverse of `replace_`: the same objects, parameters and buffers; statistics that were
-    stored in 16 bits are stored so again, rounded once.
+    stored in 16 bits are stored so again, rounded once. Layers that were synchronized are not
+    any more, as torch's are not.
 
     Args:
         model: Any module.
@@ -122,6 +125,8 @@ def restore_(model: nn.Module) -> Replacement:
         for buffer, dtype in layer.__dict__.get("_narrow", {}).items():
             stored = layer.get_buffer(buffer)
             layer._buffers[buffer] = stored.to(dtype)
+        if original is nn.SyncBatchNorm:
+            layer.process_group = layer._part.process_group  # pyright: ignore
         for attribute in _ADDED:
             layer.__dict__.pop(attribute, None)
         layer.__class__ = original

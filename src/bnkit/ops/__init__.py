@@ -9,6 +9,8 @@ from bnkit.ops.commit import StatisticsBuffers as StatisticsBuffers
 from bnkit.ops.commit import commit_statistics as commit_statistics
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train
+from bnkit.ops.pooled import Pool as Pool
+from bnkit.ops.pooled import batch_norm_pooled as batch_norm_pooled
 from bnkit.ops.registry import Explanation as Explanation
 from bnkit.ops.registry import KernelUnavailableError as KernelUnavailableError
 from bnkit.ops.registry import explain as explain

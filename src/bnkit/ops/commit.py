@@ -73,6 +73,8 @@ def _fast(buffers: StatisticsBuffers, batch: Moments) -> bool:
     mean, var, counter, _ = buffers
     if mean is None or var is None or counter is None or not is_plain((*buffers, *batch[1:])):
         return False
+    if not isinstance(batch.count, int):
+        return False  # a sum of weights
     kind = batch.mean.dtype
     alike = mean.dtype is kind and var.dtype is kind and mean.is_contiguous()
     return alike and numba_cpu.takes(mean) and var.is_contiguous()
