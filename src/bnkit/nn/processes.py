@@ -26,10 +26,11 @@ class Processes:
 
     def __init__(self, process_group: Any = None) -> None:
         self.process_group = process_group
-        self._agreed: tuple | None = None
+        self._met: tuple | None = None
+        self._name = ""
 
     def begin(self, layer: Any, input: Tensor, where: Callable[[], str]) -> "_Exchange | None":
-        """The exchange of one forward pass, or None where this process is alone."""  # noqa: DOC501
+        """The exchange of one forward pass, or None where this process is alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return None
         size = dist.get_world_size(self.process_group)
@@ -42,14 +43,14 @@ class Processes:
             raise InputError(msg)
         if size == 1:
             return None
-        exchange = _Exchange(self.process_group, size, where)
         if torch.compiler.is_compiling():
-            return exchange
-        key = (id(self.process_group), size, layer.num_features)
-        if self._agreed != key:
-            exchange.agree(layer.num_features, input.device)
-            self._agreed = key
-        return exchange
+            return _Exchange(self.process_group, size, where)
+        met = (id(self.process_group), size, layer.num_features)
+        if self._met != met:
+            self._name = where()  # for the backward pass, where nothing tells it
+            _Exchange(self.process_group, size, where).agree(layer.num_features, input.device)
+            self._met = met
+        return _Exchange(self.process_group, size, lambda: self._name)
 
     def commit(self, layer: Any, buffers: StatisticsBuffers, whole: Moments) -> None:
         """Average the whole batch in; every process has the same moments."""
@@ -64,14 +65,14 @@ class Processes:
         return type(self)(self.process_group)
 
     def __getstate__(self) -> dict:
-        """A group exists in one process only, so that it cannot be pickled."""  # noqa: DOC501
+        """A group exists in one process only, so that it cannot be pickled."""
         if self.process_group is not None:
             msg = (
                 "Processes: a process group cannot be pickled. Save the state_dict, or save the "
                 "model after bnkit.nn.revert_sync_batchnorm."
             )
             raise InputError(msg)
-        return {"process_group": None, "_agreed": None}
+        return {"process_group": None, "_met": None, "_name": ""}
 
 
 class _Exchange:
@@ -100,8 +101,7 @@ class _Exchange:
         rows = [v.to(torch.float64).expand(mean.shape) for v in (count, local.m2, *real)]
         counts, m2, *real = self._gather(torch.stack(rows)).unbind(1)
         means = torch.complex(*real) if mean.is_complex() else real[0]
-        whole = merge_stacked(Moments(counts, means, m2), xp=xp)
-        return Moments(whole.count, whole.mean.to(mean.dtype), whole.m2.to(local.m2.dtype))
+        return merge_stacked(Moments(counts, means, m2), xp=xp)
 
     def total(self, grad_bias: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Both sums over all parts, from one all_reduce."""

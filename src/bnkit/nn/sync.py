@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.processes import Processes
@@ -86,3 +87,10 @@ class SyncBatchNorm(BatchNormBase):
         super()._extend(on_nonfinite)
         if self._part is None:  # this was a layer of torch; a group in it could not be copied
             self._part = Processes(self.__dict__.pop("process_group", None))
+
+    @staticmethod
+    def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
+        """`bnkit.nn.convert_sync_batchnorm`, at the place where torch has it."""
+        from bnkit.nn.convert_sync import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module, process_group)

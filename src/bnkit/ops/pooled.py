@@ -40,7 +40,7 @@ class Pool(Protocol):
     where: Callable[[], str]
 
     def merge(self, local: Moments) -> Moments:
-        """Moments of the whole batch, in the dtype of those of this part."""
+        """Moments of the whole batch; the mean of this part comes in double precision."""
         ...
 
     def total(self, grad_bias: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,10 @@ class _Pooled(Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         x, weight, bias, sample_weights, eps, pool = inputs
         whole = moments(x, _axes(x), sample_weights, xp=xp)
-        whole = whole if pool is None else pool.merge(whole)
+        if pool is not None:
+            _, mean, m2 = whole
+            whole = pool.merge(_wide_mean(x, sample_weights, whole))
+            whole = Moments(whole.count, whole.mean.to(mean.dtype), whole.m2.to(m2.dtype))
         count = torch.as_tensor(whole.count, device=x.device)
         var = whole.m2 / at_least_one_value(count, xp=xp).to(whole.m2.dtype)
         y = batch_norm_eval(x, (whole.mean, var), weight, bias, eps)
@@ -186,6 +189,18 @@ def _gradients(
     )
     g = normalize_backward(xp, at, upcast(xp, grad_y), total)
     return g.x.to(x.dtype), g.weight.reshape(-1), g.bias.reshape(-1)
+
+
+def _wide_mean(x: Tensor, sample_weights: Tensor | None, part: Moments) -> Moments:
+    """The same moments with the mean in double precision."""
+    # what parts differ by enters the variance, and float32 rounds a mean of 1e4 to 1e-3
+    if part.mean.dtype in (torch.float64, torch.complex128):
+        return part
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    if sample_weights is not None:
+        x = torch.where(sample_weights == 0, torch.zeros_like(x), x * sample_weights)
+    mean = x.sum(_axes(x), dtype=wide) / at_least_one_value(part.count, xp=xp)
+    return part._replace(mean=mean)
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:
