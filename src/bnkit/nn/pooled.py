@@ -13,6 +13,7 @@ from bnkit.core import EmptyBatchWarning, InputError, Moments
 from bnkit.nn.checks import check_finite, check_residual, check_tensors, check_train_eps
 from bnkit.nn.naming import qualified_name
 from bnkit.ops import IDENTITY, Activation, Pool, StatisticsBuffers
+from bnkit.ops.plain import is_plain
 
 
 class Part(Protocol):
@@ -94,12 +95,10 @@ def _counted(
     """The moments with one count, or None where there is nothing to commit."""
     count = whole.count
     if isinstance(count, Tensor):
-        if torch.compiler.is_compiling() or count.device.type != "cpu" or not count.numel():
+        if not is_plain((count,)) or count.device.type != "cpu" or not count.numel():
             # not waited for: a variance of NaN leaves the batch out of the statistics
             few = count <= 1
-            return whole._replace(
-                m2=torch.where(few, torch.full_like(whole.m2, torch.nan), whole.m2)
-            )
+            return whole._replace(m2=torch.where(few, torch.nan, whole.m2))
         number = float(count.flatten()[0])
         count = int(number) if number.is_integer() else number
     if count == 0 and empty:
