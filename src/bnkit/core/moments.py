@@ -95,7 +95,7 @@ def moments(
     return Moments(count, xp.squeeze(mean, axis=axes), xp.squeeze(m2, axis=axes))
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge(a: Moments, b: Moments, *, xp: Any = None) -> Moments:
     """Moments of the union of two batches (Chan, Golub & LeVeque 1983; theory page, equation 9).
 
     With `delta = b.mean - a.mean` and `n = a.count + b.count`:
@@ -105,6 +105,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     Args:
         a: One batch.
         b: The other batch, with the same channels.
+        xp: The array namespace, when the caller knows it.
 
     Returns:
         What `moments` gives for both batches together.
@@ -117,13 +118,14 @@ def merge(a: Moments, b: Moments) -> Moments:
         >>> both.count, float(both.mean), float(both.m2)
         (5, 3.0, 10.0)
     """
+    xp = array_namespace(a.mean) if xp is None else xp
     count = a.count + b.count
-    share = b.count / at_least_one_value(count)
+    share = b.count / at_least_one_value(count, xp=xp)
     delta = b.mean - a.mean
     return Moments(
         count,
         a.mean + delta * share,
-        a.m2 + b.m2 + _abs2(delta) * (a.count * share),
+        a.m2 + b.m2 + inner(xp, delta, delta) * (a.count * share),
     )
 
 
@@ -223,10 +225,6 @@ def at_least_one_value(count: Any, *, xp: Any = None) -> Any:
         return count if count else 1
     xp = array_namespace(count) if xp is None else xp
     return xp.where(count == 0, xp.ones_like(count), count)
-
-
-def _abs2(x: Array) -> Array:
-    return inner(array_namespace(x), x, x)
 
 
 def _real(x: Array) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
@@ -12,6 +13,7 @@ from bnkit.core import ConversionError, Moments, merge
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.pooled import Part, commit
 from bnkit.ops import Pool, StatisticsBuffers
+from bnkit.ops.plain import is_plain
 
 
 @contextmanager
@@ -115,23 +117,32 @@ class _Accumulated:
         """Merge one micro-batch into those before."""
         self.buffers = buffers
         if layer.on_nonfinite != "propagate":
-            finite = torch.isfinite(whole.mean).all() & torch.isfinite(whole.m2).all()
-            if buffers.nonfinite_batches is not None:
-                buffers.nonfinite_batches.add_(~finite)
-            whole = Moments(
-                whole.count * finite,
-                torch.where(finite, whole.mean, torch.zeros_like(whole.mean)),
-                torch.where(finite, whole.m2, torch.zeros_like(whole.m2)),
-            )
-        self.whole = whole if self.whole is None else merge(self.whole, whole)
+            whole = _finite(whole, buffers)
+        self.whole = whole if self.whole is None else merge(self.whole, whole, xp=xp)
 
     def finish(self, layer: Any) -> None:
         """Commit what has come together, if anything."""
         if self.whole is None:
             return
-        nothing = torch.as_tensor(self.whole.count <= 1, device=self.whole.m2.device)
-        if nothing.device.type == "cpu" and bool(nothing.any()):
+        count, _, m2 = self.whole
+        if isinstance(count, int | float) and count <= 1:
             return
-        # elsewhere nothing waits for the count: a variance of NaN is left out
-        whole = self.whole._replace(m2=self.whole.m2.masked_fill(nothing, torch.nan))
+        # a tensor is not waited for: with a variance of NaN the batch is left out
+        nothing = torch.as_tensor(count <= 1, device=m2.device)
+        whole = self.whole._replace(m2=m2.masked_fill(nothing, torch.nan))
         (commit if self.below is None else self.below.commit)(layer, self.buffers, whole)
+
+
+def _finite(whole: Moments, buffers: StatisticsBuffers) -> Moments:
+    """The moments, or those of nothing where they hold NaN or infinity, which is counted."""
+    finite = torch.isfinite(whole.mean).all() & torch.isfinite(whole.m2).all()
+    if buffers.nonfinite_batches is not None:
+        buffers.nonfinite_batches.add_(~finite)
+    if is_plain((finite,)) and finite.device.type == "cpu":
+        nothing = Moments(0, torch.zeros_like(whole.mean), torch.zeros_like(whole.m2))
+        return whole if finite else nothing
+    return Moments(
+        torch.as_tensor(whole.count, dtype=whole.m2.dtype, device=whole.m2.device) * finite,
+        torch.where(finite, whole.mean, 0),
+        torch.where(finite, whole.m2, 0),
+    )

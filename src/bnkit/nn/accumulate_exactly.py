@@ -38,7 +38,7 @@ def accumulate_exactly(model: nn.Module, micro_batches: Iterable[Any], loss: Los
             the sum of the shares, e.g. `cross_entropy(..., reduction="sum") / whole_batch_size`.
             It must do the same each time: random numbers of torch are repeated for it (dropout),
             other state is not. It runs the batch norms in the same order for every part, without
-            activation checkpointing.
+            activation checkpointing, and takes no derivative itself.
 
     Returns:
         The loss of each micro-batch, shape `(k,)`, detached.
@@ -115,8 +115,9 @@ class _Replay:
             self.sites.append(_Site(layer, where()))
         known = self.sites[self.position : self.position + 1]
         if not known or known[0].layer is not layer:
+            name = next((s.name for s in self.sites if s.layer is layer), None) or where()
             msg = (
-                f"{where()}: expected the batch norms of the model to run in the same order for "
+                f"{name}: expected the batch norms of the model to run in the same order for "
                 f"every micro-batch, got this one at position {self.position + 1} of "
                 f"{len(self.sites)}. Remove random or data-dependent branches and activation "
                 "checkpointing, or use bnkit.nn.accumulate."
