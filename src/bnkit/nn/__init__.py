@@ -1,16 +1,23 @@
 """Batch norm layers for PyTorch, drop-in for `torch.nn`, and the way there and back."""
 
 from bnkit.nn import functional as functional
-from bnkit.nn.accumulate import accumulate as accumulate
-from bnkit.nn.accumulate_exactly import accumulate_exactly as accumulate_exactly
+from bnkit.nn.accumulation import accumulate as accumulate
 from bnkit.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from bnkit.nn.batch_norm import BatchNorm2d as BatchNorm2d
 from bnkit.nn.batch_norm import BatchNorm3d as BatchNorm3d
 from bnkit.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
 from bnkit.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
 from bnkit.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
+from bnkit.nn.convert_domains import add_domains_ as add_domains_
+from bnkit.nn.convert_domains import keep_domain_ as keep_domain_
 from bnkit.nn.convert_sync import convert_sync_batchnorm as convert_sync_batchnorm
 from bnkit.nn.convert_sync import revert_sync_batchnorm as revert_sync_batchnorm
+from bnkit.nn.domains import DomainBatchNorm as DomainBatchNorm
+from bnkit.nn.domains import DomainBatchNorm1d as DomainBatchNorm1d
+from bnkit.nn.domains import DomainBatchNorm2d as DomainBatchNorm2d
+from bnkit.nn.domains import DomainBatchNorm3d as DomainBatchNorm3d
+from bnkit.nn.domains import domain as domain
+from bnkit.nn.exact_accumulation import accumulate_exactly as accumulate_exactly
 from bnkit.nn.lazy import LazyBatchNorm1d as LazyBatchNorm1d
 from bnkit.nn.lazy import LazyBatchNorm2d as LazyBatchNorm2d
 from bnkit.nn.lazy import LazyBatchNorm3d as LazyBatchNorm3d

@@ -29,7 +29,7 @@ class _Masked(BatchNormBase):
         input: Values | PackedSequence,
         mask: Bool[Tensor, "..."] | None = None,
         sample_weight: Float[Tensor, "..."] | None = None,
-    ) -> Values | PackedSequence:
+    ) -> Any:
         """Normalize by the statistics of what `mask` keeps, each value weighed."""
         where = partial(qualified_name, self)
         if isinstance(input, PackedSequence):

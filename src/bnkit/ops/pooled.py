@@ -166,7 +166,8 @@ def _composed(
 
 def _differentiable(grad_y: Tensor, inputs: tuple, eps: float) -> tuple:
     """Gradients by x, weight and bias that can be differentiated again."""
-    y, _ = _composed(*inputs, eps)
+    x, weight, bias, sample_weights = inputs
+    y, _ = _composed(x, weight, bias, sample_weights, eps)
     by = [t for t in inputs[:3] if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(y, by, grad_y, create_graph=True))
     return tuple(next(found) if t is not None and t.requires_grad else None for t in inputs[:3])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.core import InputError, Moments, merge
-from bnkit.nn.accumulate import attached, batch_norms
+from bnkit.nn.accumulation import attached, batch_norms
 from bnkit.nn.pooled import commit
 from bnkit.ops import StatisticsBuffers
 
@@ -222,8 +222,8 @@ def _find_sums(replay: _Replay, run: _Run) -> None:
                 continue  # no gradient by this input, so that nobody needs the sums
             torch.autograd.grad(value, at, allow_unused=True)
         if site.sums:
-            by_bias, by_weight = zip(*site.sums, strict=True)
-            site.total = sum(by_bias[1:], by_bias[0]), sum(by_weight[1:], by_weight[0])
+            by_bias, by_weight = (torch.stack(v).sum(0) for v in zip(*site.sums, strict=True))
+            site.total = by_bias, by_weight
 
 
 def _backward(replay: _Replay, run: _Run, i: int) -> Tensor:
