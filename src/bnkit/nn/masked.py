@@ -54,6 +54,8 @@ class _Masked(BatchNormBase):
             weights = counted if weights is None else weights * counted
             normalize = partial(train_on_part, self, sample_weights=weights)
             return _only(keep, normalize, input)
+        if weights is None and bool(keep.all()):
+            return self._normalize(input)
         return self._unpadded(where, input, keep, weights)
 
     def _unpadded(

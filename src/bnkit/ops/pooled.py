@@ -94,7 +94,7 @@ class _Pooled(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         x, weight, bias, sample_weights, eps, pool = inputs
-        whole = moments(x, _axes(x), sample_weights, xp=xp)
+        whole = _moments(x, sample_weights, eps)
         if pool is not None:
             _, mean, m2 = whole
             whole = pool.merge(_wide_mean(x, sample_weights, whole))
@@ -178,6 +178,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, _, sample_weights, count, mean, m2 = saved
     n = at_least_one_value(count, xp=xp)
+    if sample_weights is None and x.dtype in (torch.float32, torch.float64):
+        return _gradients_by_kernels(grad_y, x, weight, (n, mean, m2 / n.to(m2.dtype), eps), total)
     s = invstd(xp, _spread(m2 / n.to(m2.dtype), x), eps)
     xhat = normalize(upcast(xp, x), _spread(mean, x), s)
     at = Normalized(
@@ -190,6 +192,34 @@ def _gradients(
     )
     g = normalize_backward(xp, at, upcast(xp, grad_y), total)
     return g.x.to(x.dtype), g.weight.reshape(-1), g.bias.reshape(-1)
+
+
+def _gradients_by_kernels(
+    grad_y: Tensor, x: Tensor, weight: Tensor | None, whole: tuple, total: Callable | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation 6 as an affine map of xhat plus a residual, which the kernels of inference are."""
+    n, mean, var, eps = whole
+    xhat = batch_norm_eval(x, (mean, var), None, None, eps)
+    by_bias = grad_y.sum(_axes(x))
+    by_weight = (grad_y * xhat).sum(_axes(x))
+    scale = invstd(xp, var, eps)
+    scale = scale if weight is None else scale * weight.to(scale.dtype)
+    if total is None:  # nobody wants the gradient by x
+        return xhat, by_weight, by_bias
+    all_bias, all_weight = total(by_bias, by_weight)
+    share = scale / n.to(scale.dtype)
+    rest = grad_y.to(x.dtype) * _spread(scale, x)
+    by_x = batch_norm_eval(
+        x, (mean, var), -share * all_weight, -share * all_bias, eps, residual=rest
+    )
+    return by_x, by_weight, by_bias
+
+
+def _moments(x: Tensor, sample_weights: Tensor | None, eps: float) -> Moments:
+    """Moments of this part; without weights from a kernel, whose output costs less than a pass."""
+    if sample_weights is None and not torch.compiler.is_compiling():
+        return batch_norm_train(x, None, None, eps)[1]
+    return moments(x, _axes(x), sample_weights, xp=xp)
 
 
 def _wide_mean(x: Tensor, sample_weights: Tensor | None, part: Moments) -> Moments:
