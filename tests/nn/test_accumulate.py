@@ -1,6 +1,7 @@
 """Micro-batches: statistics once per step, and the one big batch exactly."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -117,6 +118,19 @@ def test_exception_leaves_everything_as_it_was():
     with accumulate(model):
         pass
     assert int(model[0].num_batches_tracked) == 0
+
+
+def test_copies_made_within_are_not_in_the_context():
+    layer = bnkit.nn.SyncBatchNorm(3)
+    with accumulate(layer):
+        twins = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    for twin in twins:
+        assert repr(twin) == repr(layer)
+        twin(torch.randn(4, 3))
+        assert int(twin.num_batches_tracked) == 1
+    plain = bnkit.nn.BatchNorm1d(3)
+    with accumulate(plain):
+        assert "accumulating" not in repr(copy.deepcopy(plain))
 
 
 def test_bad_micro_batches_are_left_out():

@@ -241,7 +241,6 @@ BAD = {
         lambda m, x: m(x).pow(3).sum(),
         r"'0.norm' \(BatchNorm1d\): .*checkpointing",
     ),
-    "synchronized": (bnkit.nn.SyncBatchNorm(3), [X], lambda m, x: m(x).sum(), "revert_sync"),
     "one value": (
         nn.Sequential(bnkit.nn.BatchNorm1d(3)),
         [X[:1]],
@@ -256,4 +255,14 @@ def test_bad_input_is_refused(case):
     model, parts, loss, message = BAD[case]
     with pytest.raises(InputError, match=message):
         accumulate_exactly(model, parts, loss)
-    assert all(m.__dict__.get("_part") is None or case == "synchronized" for m in model.modules())
+    assert all(m.__dict__.get("_part") is None for m in model.modules())
+
+
+def test_synchronized_layers_alone_and_in_another_context():
+    layer, plain = bnkit.nn.SyncBatchNorm(3), bnkit.nn.BatchNorm1d(3)
+    for model in (layer, plain):
+        accumulate_exactly(model, [X[:2], X[2:]], lambda m, x: m(x).pow(3).sum())
+    close(layer.running_var, plain.running_var)
+    assert "synchronized=True" in repr(layer)
+    with accumulate(layer), pytest.raises(InputError, match="leave the other context"):
+        accumulate_exactly(layer, [X], lambda m, x: m(x).sum())

@@ -242,6 +242,8 @@ def test_refusals():
         DomainBatchNorm1d(3, domains=("a", "b"), default="c")
     with pytest.raises(ConversionError, match="cannot be replaced in place"):
         add_domains_(nn.BatchNorm1d(3), ("a",))
+    with pytest.raises(ConversionError, match=r"'0' \(LazyBatchNorm1d\)\. Run one batch"):
+        add_domains_(nn.Sequential(nn.LazyBatchNorm1d()), ("a",))
     with pytest.raises(ConversionError, match=r"layer.of\('a'\)"):
         keep_domain_(DomainBatchNorm1d(3, domains=("a",)), "a")
     model = nn.Sequential(

@@ -125,6 +125,8 @@ def test_behaviour_is_refused_not_dropped():
     with pytest.raises(ConversionError, match="'1': Own has a forward pass of its own"):
         convert_sync_batchnorm(model)
     assert type(model[0]) is nn.BatchNorm2d
+    with pytest.raises(ConversionError, match=r"'0' \(LazyBatchNorm1d\)\. Run one batch"):
+        convert_sync_batchnorm(nn.Sequential(nn.LazyBatchNorm1d()))
     plain = nn.Sequential(bnkit.nn.BatchNorm1d(3))
     with (
         accumulate(plain),

@@ -275,6 +275,11 @@ def accumulated_parts():
     same(layer.running_var, reference.running_var)
 
 
+def exact_accumulation_is_refused():
+    with pytest.raises(InputError, match="several processes cannot take part"):
+        bnkit.nn.accumulate_exactly(SyncBatchNorm(3), [torch.randn(4, 3)], lambda m, x: m(x).sum())
+
+
 def second_derivative_is_refused():
     model = nn.Sequential(SyncBatchNorm(3).double())
     x = mine(values(8, 3), (3, 5)).requires_grad_()
@@ -350,6 +355,7 @@ CHECKS = [
     masked_parts,
     mask_that_is_false_in_one_process,
     accumulated_parts,
+    exact_accumulation_is_refused,
     second_derivative_is_refused,
     compiled,
     different_channels,

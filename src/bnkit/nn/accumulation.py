@@ -98,6 +98,11 @@ def attached(layers: list[Any], parts: list[Any]) -> Iterator[None]:
                 layer.__dict__["_part"] = part
 
 
+def outside(part: Part | None = None) -> Part | None:
+    """What a copy of a layer in a context has for a part."""
+    return part
+
+
 class _Accumulated:
     """The `Part` of one layer: like the one below it, but commits later."""
 
@@ -108,6 +113,10 @@ class _Accumulated:
 
     def __str__(self) -> str:
         return "accumulating=True" if self.below is None else f"{self.below}, accumulating=True"
+
+    def __reduce__(self) -> tuple:
+        """A copy of the layer is not in the context, whose end would not reach it."""
+        return outside, (self.below,)
 
     def begin(self, layer: Any, input: Tensor, where: Callable[[], str]) -> Pool | None:
         """Micro-batches are normalized alone."""

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 
 from bnkit.core import ConversionError
 from bnkit.nn.domains import Domain, DomainBatchNorm, check_known, check_names, share_affine_
+from bnkit.nn.lazy import check_initialized
 from bnkit.nn.replace import Replacement
 
 
@@ -36,7 +37,7 @@ def add_domains_(
         The names of the layers replaced.
 
     Raises:
-        ConversionError: The model is a batch norm itself.
+        ConversionError: The model is a batch norm itself, or has one that is not initialized yet.
         SpecError: As for `DomainBatchNorm`.
 
     Example:
@@ -56,6 +57,7 @@ def add_domains_(
         return found
 
     check_names("add_domains_", domains)
+    check_initialized("add_domains_", model)
     if isinstance(model, _TorchBatchNorm):
         msg = (
             f"add_domains_: expected a model that contains batch norms, got a "

@@ -6,6 +6,7 @@ from torch import nn
 
 from bnkit.core import ConversionError
 from bnkit.nn.base import BatchNormBase
+from bnkit.nn.lazy import check_initialized
 from bnkit.nn.processes import Processes
 from bnkit.nn.replace import replace_, restore_
 
@@ -25,8 +26,8 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Mo
         The same model, as from torch's function of this name.
 
     Raises:
-        ConversionError: A batch norm that cannot be converted without losing behaviour, or that
-            is part of something else already; nothing has been changed then.
+        ConversionError: A batch norm that cannot be converted without losing behaviour, that is
+            not initialized yet, or part of something else; nothing has been changed then.
 
     Example:
         >>> import torch, bnkit
@@ -73,6 +74,7 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 
 
 def _check_free(model: nn.Module) -> None:
+    check_initialized("convert_sync_batchnorm", model)
     for name, layer in model.named_modules():
         part = getattr(layer, "_part", None) if isinstance(layer, BatchNormBase) else None
         if part is not None and not isinstance(part, Processes):

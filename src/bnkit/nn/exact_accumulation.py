@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.core import InputError, Moments, merge
-from bnkit.nn.accumulation import attached, batch_norms
+from bnkit.nn.accumulation import attached, batch_norms, outside
 from bnkit.nn.pooled import commit
+from bnkit.nn.processes import Processes
 from bnkit.ops import StatisticsBuffers
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -45,7 +46,8 @@ def accumulate_exactly(model: nn.Module, micro_batches: Iterable[Any], loss: Los
 
     Raises:
         InputError: No micro-batch; a loss that is no scalar with a gradient; batch norms that run
-            in another order for another micro-batch, or in the backward pass; synchronized layers.
+            in another order for another micro-batch, or in the backward pass; layers that are
+            synchronized with other processes, or in another context.
         ConversionError: A batch norm of torch in training mode; call `replace_` first.
 
     Example:
@@ -104,6 +106,10 @@ class _Replay:
 
     def __str__(self) -> str:
         return "accumulating=exactly"
+
+    def __reduce__(self) -> tuple:
+        """A copy of the layer is not in the context."""
+        return outside, ()
 
     def start(self, watched: _Site | None = None) -> None:
         """Before a forward pass."""
@@ -240,10 +246,12 @@ def _backward(replay: _Replay, run: _Run, i: int) -> Tensor:
 
 
 def _check_alone(layers: list[Any]) -> None:
-    taken = [str(layer._part) for layer in layers if layer._part is not None]
+    parts = [layer._part for layer in layers if layer._part is not None]
+    taken = [p for p in parts if not (isinstance(p, Processes) and p.size() == 1)]
     if taken:
         msg = (
             f"accumulate_exactly: expected layers whose batch is their own, got {len(taken)} with "
-            f"{taken[0]}. Call bnkit.nn.revert_sync_batchnorm(model), or leave the other context."
+            f"{taken[0]}. Call bnkit.nn.revert_sync_batchnorm(model), or leave the other context; "
+            "several processes cannot take part."
         )
         raise InputError(msg)

@@ -31,9 +31,7 @@ class Processes:
 
     def begin(self, layer: Any, input: Tensor, where: Callable[[], str]) -> "_Exchange | None":
         """The exchange of one forward pass, or None where this process is alone."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return None
-        size = dist.get_world_size(self.process_group)
+        size = self.size()
         if size < 1:
             msg = (
                 f"{where()}: expected this process, rank {dist.get_rank()} of "
@@ -55,6 +53,12 @@ class Processes:
     def commit(self, layer: Any, buffers: StatisticsBuffers, whole: Moments) -> None:
         """Average the whole batch in; every process has the same moments."""
         commit(layer, buffers, whole)
+
+    def size(self) -> int:
+        """Processes of the group; 1 without `init_process_group`, -1 if this one is no member."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
 
     def __str__(self) -> str:
         """For the repr of a layer."""
