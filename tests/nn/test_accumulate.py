@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -116,6 +117,22 @@ def test_exception_leaves_everything_as_it_was():
     with accumulate(model):
         pass
     assert int(model[0].num_batches_tracked) == 0
+
+
+def test_what_the_policy_does_not_count_is_not_merged():
+    x = values(8, 3).requires_grad_()
+    layer, plain = bnkit.nn.BatchNorm1d(3).double(), bnkit.nn.BatchNorm1d(3).double()
+    run = partial(torch.utils.checkpoint.checkpoint, layer, use_reentrant=False)
+    with accumulate(layer):
+        run(x[:2]).pow(3).sum().backward()
+        with bnkit.nn.no_update(layer):
+            layer(x[2:4])
+        with bnkit.nn.frozen(layer):
+            layer(x[4:6])
+        layer(x[6:])
+    plain(torch.cat([x[:2], x[6:]]))
+    for p, q in zip(layer.buffers(), plain.buffers(), strict=True):
+        close(p.double(), q.double())
 
 
 def test_copies_made_within_are_not_in_the_context():

@@ -223,6 +223,18 @@ def test_copies_and_symbolic_trace():
     torch.testing.assert_close(traced(x, mask), model.eval()(x, mask))
 
 
+def test_frozen_and_not_counted():
+    x, mask = values(4, 3, 6), some((4, 3, 6))
+    layer, plain = MaskedBatchNorm1d(3).double(), MaskedBatchNorm1d(3).double()
+    layer(x, mask), plain(x, mask)
+    with bnkit.nn.no_update(layer):
+        layer(x + 1, mask)
+    with bnkit.nn.frozen(layer):
+        y = layer(x, mask)
+    torch.testing.assert_close(y, plain.eval()(x, mask))
+    torch.testing.assert_close(layer.running_var, plain.running_var, rtol=0, atol=0)
+
+
 def test_empty_batch():
     layer = MaskedBatchNorm1d(3)
     with pytest.warns(EmptyBatchWarning):

@@ -135,6 +135,18 @@ def test_behaviour_is_refused_not_dropped():
         convert_sync_batchnorm(plain)
 
 
+def test_frozen_layers():
+    model = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3)))
+    bnkit.nn.freeze_(model)
+    with pytest.raises(ConversionError, match=r"'0' with StatisticsPolicy.*unfreeze_"):
+        revert_sync_batchnorm(model)
+    before = model[0].running_mean.clone()
+    model.train()(torch.randn(4, 3))
+    torch.testing.assert_close(model[0].running_mean, before, rtol=0, atol=0)
+    bnkit.nn.unfreeze_(model)
+    assert type(revert_sync_batchnorm(model)[0]) is nn.BatchNorm1d
+
+
 def test_alone_it_is_plain_batch_norm():
     layer, plain = SyncBatchNorm(3), bnkit.nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)

@@ -15,7 +15,13 @@ from bnkit.ops.kernels import reference
 from bnkit.ops.kernels.numba_cpu import NUMBA
 from bnkit.ops.registry import Affine
 
-ACTIVATIONS = [Activation(), Activation("relu"), Activation("leaky_relu", 0.1), Activation("silu")]
+ACTIVATIONS = [
+    Activation(),
+    Activation("relu"),
+    Activation("relu6"),
+    Activation("leaky_relu", 0.1),
+    Activation("silu"),
+]
 # odd tails, one channel, few and many; planes and rows; small ones run in one call
 SHAPES = [
     (7, 3),
@@ -83,10 +89,10 @@ def judge(x, grad, affine, tolerance):
 
 def separated(x, affine):
     """Keep values away from the corner of the activation, where rounding decides the side."""
-    if affine.act.name not in ("relu", "leaky_relu"):
+    if affine.act.name not in ("relu", "relu6", "leaky_relu"):
         return affine
     z, _, _ = reference.train(x.double(), wide(affine)._replace(act=Activation()))
-    near = z.abs() < 1e-3
+    near = (z.abs() < 1e-3) | ((z - 6).abs() < 1e-3)
     residual = affine.residual if affine.residual is not None else torch.zeros_like(x)
     return affine._replace(residual=torch.where(near, residual + 0.01, residual))
 
@@ -347,7 +353,7 @@ def test_fused_layer_compiles_and_shows_its_activation():
 
 
 def test_bad_activation_and_residual():
-    with pytest.raises(SpecError, match=r"'none', 'relu', 'leaky_relu', 'silu'.*got 'gelu'"):
+    with pytest.raises(SpecError, match=r"'none', 'relu', 'relu6', .*'silu'.*got 'gelu'"):
         bnkit.nn.BatchNormAct1d(3, act="gelu")
     layer = bnkit.nn.BatchNormAct1d(3)
     with pytest.raises(bnkit.core.InputError, match=r"residual of shape \(4, 3\).*got \(4, 2\)"):

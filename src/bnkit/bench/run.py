@@ -103,7 +103,7 @@ def run_bench(config: BenchConfig, *, progress: Progress = silent) -> Report:
         GateError: Wrong numbers; nothing was timed.
     """
     start, before = perf_counter(), load()
-    with _threads(config.threads):
+    with torch_threads(config.threads):
         checks = _gate(config, progress)
         patience = Patience(config.patience)
         steps = _networks(config, patience, progress)  # first: with the allocator as it is
@@ -124,7 +124,15 @@ def run_bench(config: BenchConfig, *, progress: Progress = silent) -> Report:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def torch_threads(wanted: int | None) -> Iterator[None]:
+    """Set the number of torch's threads for a while.
+
+    Args:
+        wanted: Their number; None leaves it.
+
+    Yields:
+        Nothing.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:

@@ -32,7 +32,7 @@ lab = App(name="lab", help="Experiments that show what batch norm does.")
 lab.command("bnkit.cli.lab:mofan", name="mofan", help="Mofan's tutorial, exactly, and tested.")
 lab.command("bnkit.cli.lab:catalogue", name="list", help="List the experiments.")
 app.command(lab)
-app.command("bnkit.cli.bench:bench", name="bench", help="How fast, beside torch and a plain copy.")
+app.command("bnkit.cli.bench:app", name="bench", help="How fast, beside torch and a plain copy.")
 app.command(
     "bnkit.cli.spec:spec",
     name="spec",

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich import box
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,7 +24,11 @@ _WIDEST = 1000
 _VERDICTS = ("pass", "falls short")
 _TITLES = {"gate": "numbers against float64", "networks": "training steps", "layers": "layers"}
 
+app = App(name="bench", help="How fast, beside torch and a plain copy.")
+app.command("bnkit.cli.bench_family:family", name="family", help="What each layer costs more.")
 
+
+@app.default
 def bench(
     *,
     quick: Annotated[bool, Switch] = False,
@@ -90,7 +94,7 @@ def _measure(level: str, threads: int | None, patience: float) -> dict[str, Any]
 
     config: BenchConfig = config_of(level, threads=threads, patience=patience)  # pyright: ignore
     try:
-        with _progress() as report:
+        with progress_of(_TITLES) as report:
             return run_bench(config, progress=report).to_dict()
     except KeyboardInterrupt:
         msg = "Stopped. Nothing was written."
@@ -114,10 +118,10 @@ def _tell(document: dict[str, Any], *, everything: bool) -> None:
     console = out()
     console.print(summary.machine(document))
     if everything:
-        _print_table(summary.LAYER_HEADS, [_texts(row) for row in summary.layers(document)])
+        print_table(summary.LAYER_HEADS, [_texts(row) for row in summary.layers(document)])
     colors = {True: "green", False: "red", None: ""}
     rows = [_texts(row.cells, colors[row.passed]) for row in summary.verdicts(document)]
-    _print_table(summary.HEADS, rows)
+    print_table(summary.HEADS, rows)
     bad, total = summary.disturbed(document)
     if bad:
         console.print(
@@ -132,7 +136,7 @@ def _texts(cells: tuple[str, ...], verdict: str = "") -> list[Text]:
     return [Text(cell, style=verdict if cell in _VERDICTS else "") for cell in cells]
 
 
-def _print_table(heads: tuple[str, ...], rows: list[list[Text]]) -> None:
+def print_table(heads: tuple[str, ...], rows: list[list[Text]]) -> None:
     """Print in full: a terminal that is too narrow breaks the lines, not the cells."""
     table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
@@ -146,8 +150,15 @@ def _print_table(heads: tuple[str, ...], rows: list[list[Text]]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator["Report"]:
-    """A bar with the time left; one line for each stage where there is no terminal."""
+def progress_of(titles: dict[str, str]) -> Iterator["Report"]:
+    """A bar with the time left; one line for each stage where there is no terminal.
+
+    Args:
+        titles: The stages and their names on the screen.
+
+    Yields:
+        What is told how far a run is.
+    """
     console = err()
     if not console.is_terminal:
         started: dict[str, float] = {}
@@ -156,7 +167,7 @@ def _progress() -> Iterator["Report"]:
             started.setdefault(stage, perf_counter())
             if done == total:
                 seconds = perf_counter() - started[stage]
-                console.print(f"{_TITLES[stage]}: {seconds:.1f} s")
+                console.print(f"{titles[stage]}: {seconds:.1f} s")
 
         yield line
         return
@@ -169,7 +180,7 @@ def _progress() -> Iterator["Report"]:
     ) as bars:
         tasks = {
             name: bars.add_task(title, total=None, start=False, note="")
-            for name, title in _TITLES.items()
+            for name, title in titles.items()
         }
 
         def bar(stage: str, done: int, total: int, note: str) -> None:

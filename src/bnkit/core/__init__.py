@@ -4,10 +4,12 @@ from bnkit.core.errors import BatchNormError as BatchNormError
 from bnkit.core.errors import BatchNormWarning as BatchNormWarning
 from bnkit.core.errors import ConversionError as ConversionError
 from bnkit.core.errors import EmptyBatchWarning as EmptyBatchWarning
+from bnkit.core.errors import FrozenWarning as FrozenWarning
 from bnkit.core.errors import InputError as InputError
 from bnkit.core.errors import NonFiniteError as NonFiniteError
 from bnkit.core.errors import NonFiniteWarning as NonFiniteWarning
 from bnkit.core.errors import OutputError as OutputError
+from bnkit.core.errors import PolicyError as PolicyError
 from bnkit.core.errors import SpecError as SpecError
 from bnkit.core.errors import SynchronizationError as SynchronizationError
 from bnkit.core.frameworks import PRESETS as PRESETS

@@ -29,6 +29,10 @@ class SynchronizationError(BatchNormError, RuntimeError):
     """Processes that normalize one batch together disagree, or one of them does not answer."""
 
 
+class PolicyError(BatchNormError, ValueError):
+    """A statistics policy that does not exist, or that a layer cannot have."""
+
+
 class OutputError(BatchNormError, OSError):
     """A result that cannot be written where it was asked for."""
 
@@ -43,3 +47,7 @@ class NonFiniteWarning(BatchNormWarning):
 
 class EmptyBatchWarning(BatchNormWarning):
     """A batch held no samples; the running statistics were left alone."""
+
+
+class FrozenWarning(BatchNormWarning):
+    """A frozen layer was asked to change its running statistics; they were left alone."""

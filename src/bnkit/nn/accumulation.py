@@ -29,8 +29,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
 
     An exception within leaves the running statistics as they were. Batches with NaN or infinity
     are left out one by one, as `on_nonfinite` says. Synchronized layers merge over processes,
-    too. Costs 2 C numbers per layer. Compiled layers are compiled once more for it. A layer under
-    activation checkpointing runs, and is counted, twice.
+    too; what the statistics policy of a layer does not count is not merged. Costs 2 C numbers per
+    layer. Compiled layers are compiled once more for it.
 
     Args:
         model: Any module; one optimizer step of it stands in the `with`.

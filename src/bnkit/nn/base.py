@@ -15,13 +15,14 @@ from bnkit.nn.checks import check_policy, check_rank
 from bnkit.nn.functional import batch_norm
 from bnkit.nn.naming import qualified_name
 from bnkit.nn.pooled import Part, train_on_part
+from bnkit.nn.statistics_policy import WithPolicy
 from bnkit.ops import IDENTITY, Activation, NonFinitePolicy
 from bnkit.ops.plain import is_plain
 
 _STATISTICS = ("running_mean", "running_var")
 
 
-class BatchNormBase(_TorchBatchNorm):
+class BatchNormBase(WithPolicy, _TorchBatchNorm):
     """Forward pass, statistics and messages of `BatchNorm1d/2d/3d`; not for direct use."""
 
     ranks: tuple[int, ...]
@@ -58,10 +59,12 @@ class BatchNormBase(_TorchBatchNorm):
         if not isinstance(input, Tensor):
             return self._as_leaf(where, input, residual)
         check_rank(where, input, self.ranks)
-        if self._part is not None and self.training:
+        # a frozen layer whose `training` was set by hand stays frozen
+        training = self.training and self._policy.normalize == "batch"
+        if training and self._part is not None:
             return train_on_part(self, input, residual, act)
         untracked = self.running_mean is None and self.running_var is None
-        tracks = self.track_running_stats or not self.training
+        tracks = not training or (self.track_running_stats and self._policy.counts())
         no_counter = self.momentum is None and self.num_batches_tracked is None
         y = batch_norm(
             input,
@@ -69,7 +72,7 @@ class BatchNormBase(_TorchBatchNorm):
             self.running_var if tracks else None,
             self.weight,
             self.bias,
-            self.training or untracked,
+            training or untracked,
             0.0 if no_counter else self.momentum,
             self.eps,
             num_batches_tracked=self.num_batches_tracked if tracks else None,

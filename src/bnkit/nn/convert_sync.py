@@ -9,6 +9,7 @@ from bnkit.nn.base import BatchNormBase
 from bnkit.nn.lazy import check_initialized
 from bnkit.nn.processes import Processes
 from bnkit.nn.replace import replace_, restore_
+from bnkit.nn.statistics_policy import DEFAULT
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -58,7 +59,19 @@ def revert_sync_batchnorm(model: nn.Module) -> nn.Module:
 
     Returns:
         The same model.
+
+    Raises:
+        ConversionError: A layer that was torch's and is frozen now, or has another statistics
+            policy, which torch's layers cannot have; nothing has been changed then.
     """
+    for name, layer in model.named_modules():
+        if layer.__dict__.get("_converted") and layer.statistics_policy != DEFAULT:
+            msg = (
+                f"revert_sync_batchnorm: expected layers without a statistics policy of their own, "
+                f"got {name!r} with {layer.statistics_policy}. Call bnkit.nn.unfreeze_ or "
+                "set_policy_ first."
+            )
+            raise ConversionError(msg)
     for layer in _batch_norms(model):
         if "_converted" not in layer.__dict__:
             continue

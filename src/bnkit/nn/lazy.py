@@ -8,10 +8,11 @@ from torch import Tensor
 from bnkit.core import ConversionError
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.nn.statistics_policy import WithPolicy
 from bnkit.ops import NonFinitePolicy
 
 
-class _LazyExtension(torch.nn.modules.batchnorm._LazyNormBase):
+class _LazyExtension(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
     """Remembers the extensions until the layer becomes one of ours."""
 
     def __init__(self, *args: Any, on_nonfinite: NonFinitePolicy = "skip", **kwargs: Any) -> None:
@@ -21,8 +22,15 @@ class _LazyExtension(torch.nn.modules.batchnorm._LazyNormBase):
     def initialize_parameters(self, input: Tensor) -> None:
         """Take the channels of the first input."""
         if self.has_uninitialized_params():  # pyright: ignore[reportAttributeAccessIssue]
+            thaw = self.__dict__.pop("_thaw", None)  # a frozen layer would not be initialized
             super().initialize_parameters(input)
+            if thaw is not None:
+                self.__dict__["_thaw"] = thaw
             BatchNormBase._extend(self, self.on_nonfinite)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The first call, which was looked up before the layer became one of ours."""
+        return BatchNormBase.forward(self, input)  # pyright: ignore[reportArgumentType]
 
     # the layer is still lazy while its first buffers are widened
     _widen_statistics = BatchNormBase._widen_statistics

@@ -43,7 +43,8 @@ class _Masked(BatchNormBase):
         check_rank(where, input, self.ranks)
         keep = None if mask is None else _keep(where, mask, input)
         weights = None if sample_weight is None else _weights(where, sample_weight, input)
-        batch_statistics = self.training or (self.running_mean is None)
+        training = self.training and self._policy.normalize == "batch"
+        batch_statistics = training or self.running_mean is None
         if not batch_statistics:
             return self._normalize(input) if keep is None else _only(keep, self._normalize, input)
         if keep is None:

@@ -48,20 +48,21 @@ def train_on_part(
         The output for this part.
     """
     where = partial(qualified_name, layer)
-    tracks = layer.track_running_stats
+    training = layer.training and layer._policy.normalize == "batch"
+    tracks = layer.track_running_stats and layer._policy.counts()
     statistics = (layer.running_mean, layer.running_var) if tracks else (None, None)
     named = zip(("running_mean", "running_var"), statistics, strict=True)
     check_tensors(where, input, {**dict(named), "weight": layer.weight, "bias": layer.bias})
     check_channels(where, input, layer.num_features)
     check_residual(where, input, residual)
     check_train_eps(where, layer.eps)
-    part: Part | None = layer._part if layer.training else None
+    part: Part | None = layer._part if training else None
     pool = None if part is None else part.begin(layer, input, where)
     y, whole = ops.batch_norm_pooled(
         input, layer.weight, layer.bias, layer.eps, sample_weights=sample_weights, pool=pool
     )
     whole = _counted(where, whole, input, empty=sample_weights is None)
-    if whole is not None and tracks and layer.training:
+    if whole is not None and tracks and training:
         buffers = StatisticsBuffers(*statistics, layer.num_batches_tracked, layer._left_out(input))
         (commit if part is None else part.commit)(layer, buffers, whole)
         if layer.on_nonfinite == "raise" and not torch.compiler.is_compiling():

@@ -3,17 +3,20 @@
 import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 
-from bnkit.core import ConversionError
+from bnkit.core import ConversionError, InputError
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.nn.batch_norm_act import BatchNormAct2d
 from bnkit.nn.checks import check_policy
+from bnkit.nn.exchange import Exchange, Norm, Tail, exchange, is_exchanged, refusal, take_back
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
 from bnkit.nn.sync import SyncBatchNorm
 from bnkit.ops import NonFinitePolicy
 
@@ -45,9 +48,14 @@ class Replacement:
 
 
 def replace_(
-    model: nn.Module, *, strict: bool = True, on_nonfinite: NonFinitePolicy = "skip"
+    model: nn.Module,
+    *,
+    to: Literal["bnkit", "batch"] | Norm = "bnkit",
+    num_groups: int = 32,
+    strict: bool = True,
+    on_nonfinite: NonFinitePolicy = "skip",
 ) -> Replacement:
-    """Turn every torch batch norm of a model into bnkit's, in place.
+    """Turn every batch norm of a model into bnkit's, or into another normalization, in place.
 
     Each layer stays the same object: parameters, buffers, hooks, dtype, device, mode and every
     reference to it (optimizers, tied layers) are untouched; only its class changes. Statistics
@@ -57,17 +65,26 @@ def replace_(
     is accepted only if it is batch norm followed by its `drop` and `act` modules, as in timm,
     and gives the same numbers on a probe in both modes; its other methods stay.
 
+    `"group"`, `"layer"` and `"instance"` are there for comparison: torch's group norm with the
+    learned weight and bias, whose state_dict is a group norm's. Layer norm is one group and
+    instance norm one per channel (Wu & He 2018, section 3). Statistics are kept aside; `"batch"`
+    is the way back, with the weight and bias of then and the statistics of before.
+
     Args:
         model: Any module, also a batch norm itself.
+        to: `"bnkit"`: torch's batch norms become bnkit's. `"group"`, `"layer"`, `"instance"`:
+            torch's and bnkit's become that. `"batch"`: those become what they were.
+        num_groups: The most groups of `"group"`; the largest divisor of the channels that leaves
+            two channels to a group is taken.
         strict: Refuse the whole model if one batch norm cannot be replaced; otherwise leave
             such layers alone and name them in the result.
-        on_nonfinite: What the new layers do with NaN and infinity.
+        on_nonfinite: What layers that become bnkit's do with NaN and infinity.
 
     Returns:
         The names replaced and kept.
 
     Raises:
-        InputError: An unknown `on_nonfinite`.
+        InputError: An unknown `on_nonfinite` or `to`, or fewer than one group.
         ConversionError: With `strict`, a layer that cannot be replaced without losing behaviour;
             nothing has been changed then.
 
@@ -78,44 +95,58 @@ def replace_(
         ('1',)
         >>> type(model[1]) is bnkit.nn.BatchNorm2d
         True
+        >>> _ = bnkit.nn.replace_(model, to="group", num_groups=4)
+        >>> isinstance(model[1], torch.nn.GroupNorm), model[1].num_groups
+        (True, 4)
+        >>> _ = bnkit.nn.replace_(model, to="batch")
         >>> bnkit.nn.restore_(model).replaced, type(model[1]) is torch.nn.BatchNorm2d
         (('1',), True)
     """
     check_policy(lambda: "replace_", on_nonfinite)
-    plan, kept = [], {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, _TorchBatchNorm) or isinstance(layer, BatchNormBase):
-            continue
-        target = _target(layer)
-        if isinstance(target, str):
-            kept[name] = target
-        else:
-            plan.append((name, layer, target))
-    if kept and strict:
-        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in kept.items())
-        msg = (
-            f"replace_: expected batch norms that can be replaced without losing behaviour, got "
-            f"{reasons}. Nothing was changed. Pass strict=False to leave these layers as they are."
-        )
-        raise ConversionError(msg)
-    for _, layer, target in plan:
-        _become(layer, target, on_nonfinite)
-    return Replacement(tuple(name for name, _, _ in plan), kept)
+    if to == "bnkit":
+        return _to_bnkit(model, on_nonfinite, strict=strict)
+    if to == "batch":
+        return Replacement(_take_back(model), {})
+    if to not in ("group", "layer", "instance"):
+        words = "'bnkit', 'batch', 'group', 'layer' or 'instance'"
+        msg = f"replace_: to must be {words}, got {to!r}."
+        raise InputError(msg)
+    if not (isinstance(num_groups, int) and num_groups >= 1):
+        msg = f"replace_: num_groups must be an integer of at least 1, got {num_groups!r}."
+        raise InputError(msg)
+    return _exchange(model, Exchange(to, num_groups), strict=strict)
 
 
 def restore_(model: nn.Module) -> Replacement:
     """Turn bnkit's batch norms back into the classes they had, or into torch's.
 
     The inverse of `replace_`: the same objects, parameters and buffers; statistics that were
-    stored in 16 bits are stored so again, rounded once. Layers that were synchronized are not
-    any more, as torch's are not.
+    stored in 16 bits are stored so again, rounded once. Layers that were exchanged for another
+    normalization go all the way back, and layers that were synchronized are not any more.
 
     Args:
         model: Any module.
 
     Returns:
         The names restored; nothing is ever kept.
+
+    Raises:
+        ConversionError: A layer is frozen or has a statistics policy of its own, which torch's
+            layers cannot have; nothing has been changed then.
     """
+    held = [
+        f"{name!r} ({type(m).__name__})"
+        for name, m in model.named_modules()
+        if isinstance(m, WithPolicy) and m.statistics_policy != DEFAULT
+    ]
+    if held:
+        msg = (
+            f"restore_: expected layers without a statistics policy of their own, got "
+            f"{', '.join(held)}. Nothing was changed. Call bnkit.nn.unfreeze_(model), or "
+            "set_policy_(model, update='forward', recompute='skip')."
+        )
+        raise ConversionError(msg)
+    _take_back(model)
     restored = []
     for name, layer in model.named_modules():
         cls = type(layer)
@@ -132,6 +163,78 @@ def restore_(model: nn.Module) -> Replacement:
         layer.__class__ = original
         restored.append(name)
     return Replacement(tuple(restored), {})
+
+
+def _to_bnkit(model: nn.Module, on_nonfinite: NonFinitePolicy, *, strict: bool) -> Replacement:
+    plan, kept = [], {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, _TorchBatchNorm) or isinstance(layer, BatchNormBase):
+            continue
+        target = _target(layer)
+        if isinstance(target, str):
+            kept[name] = target
+        else:
+            plan.append((name, layer, target))
+    _refuse(kept, strict=strict)
+    for _, layer, target in plan:
+        _become(layer, target, on_nonfinite)
+    return Replacement(tuple(name for name, _, _ in plan), kept)
+
+
+def _exchange(model: nn.Module, wanted: Exchange, *, strict: bool) -> Replacement:
+    plan, kept = [], {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, _TorchBatchNorm):
+            reason = refusal(layer, _tail)
+            if reason is not None:
+                kept[name] = reason
+                continue
+        elif not is_exchanged(layer):
+            continue
+        plan.append((name, layer))
+    _refuse(kept, strict=strict)
+    for _, layer in plan:
+        if is_exchanged(layer):
+            take_back(layer)
+        tail = _tail(layer)
+        if tail is not None:
+            exchange(layer, wanted, tail)
+    return Replacement(tuple(name for name, _ in plan), kept)
+
+
+def _take_back(model: nn.Module) -> tuple[str, ...]:
+    layers = {name: m for name, m in model.named_modules() if is_exchanged(m)}
+    for layer in layers.values():
+        take_back(layer)
+    return tuple(layers)
+
+
+def _refuse(kept: dict[str, str], *, strict: bool) -> None:
+    if kept and strict:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in kept.items())
+        msg = (
+            f"replace_: expected batch norms that can be replaced without losing behaviour, got "
+            f"{reasons}. Nothing was changed. Pass strict=False to leave these layers as they are."
+        )
+        raise ConversionError(msg)
+
+
+def _tail(layer: Any) -> Tail | None:
+    """What follows the normalization of a batch norm; None if its forward pass is another."""
+    cls = type(layer)
+    if not isinstance(layer, BatchNormBase):
+        target = _target(layer)
+        if isinstance(target, str) or target is SyncBatchNorm:
+            return None
+        return "drop_act" if issubclass(target, _Act) else "none"
+    if cls._normalize is not BatchNormBase._normalize or layer._part is not None:
+        return None
+    tails: dict[Any, Tail] = {
+        BatchNormBase.forward: "none",
+        _Act.forward: "drop_act",
+        BatchNormAct2d.forward: "residual_act",
+    }
+    return tails.get(cls.forward)
 
 
 def _target(layer: _TorchBatchNorm) -> type | str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnkit.core import SpecError
 
-NAMES = ("none", "relu", "leaky_relu", "silu")
+NAMES = ("none", "relu", "relu6", "leaky_relu", "silu")
 
 
 class Activation(NamedTuple):
@@ -20,6 +20,8 @@ class Activation(NamedTuple):
         """The activation, by differentiable torch operations."""
         if self.name == "relu":
             return torch.relu(z)
+        if self.name == "relu6":
+            return torch.nn.functional.relu6(z)
         if self.name == "leaky_relu":
             return torch.nn.functional.leaky_relu(z, self.slope)
         return torch.nn.functional.silu(z) if self.name == "silu" else z
@@ -28,6 +30,8 @@ class Activation(NamedTuple):
         """Gradient before the activation from the one behind it, by differentiable operations."""
         if self.name == "relu":
             return torch.where(z > 0, grad, torch.zeros_like(grad))
+        if self.name == "relu6":
+            return torch.where((z > 0) & (z < 6), grad, torch.zeros_like(grad))
         if self.name == "leaky_relu":
             return torch.where(z > 0, grad, grad * self.slope)
         if self.name == "silu":
@@ -43,7 +47,7 @@ def activation(given: "str | nn.Module | Activation | None") -> Activation:
     """The activation that a name, a module or None stands for.
 
     Args:
-        given: A name of `NAMES`, `torch.nn.ReLU`, `LeakyReLU`, `SiLU` or `Identity`, or None.
+        given: A name of `NAMES`, `torch.nn.ReLU`, `ReLU6`, `LeakyReLU`, `SiLU`, `Identity`, or None.
 
     Returns:
         The activation.
@@ -63,7 +67,7 @@ def activation(given: "str | nn.Module | Activation | None") -> Activation:
         return IDENTITY
     if isinstance(given, nn.LeakyReLU):
         return Activation("leaky_relu", given.negative_slope)
-    names: dict[type, str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
+    names: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
     name = given if isinstance(given, str) else names.get(type(given))
     if name is not None and name in NAMES:
         return Activation(name, 0.01 if name == "leaky_relu" else 0.0)

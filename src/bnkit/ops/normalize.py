@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.core import Moments, moments, normalize_jvp, upcast
+from bnkit.ops import frozen
 from bnkit.ops.activation import IDENTITY, Activation
 from bnkit.ops.kernels import reference
 from bnkit.ops.kernels.reference import REFERENCE
@@ -202,12 +203,16 @@ class _EvalEager(Function):
         x, mean, var, weight, bias, residual = ctx.saved_tensors
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
+        wanted = ctx.needs_input_grad
+        if residual is None and frozen.takes(grads[0], x, affine):
+            parts = wanted[0], wanted[3], wanted[4]
+            by_x, by_weight, by_bias = frozen.backward(grads[0], x, affine, (mean, var), parts)
+            return (by_x, None, None, by_weight, by_bias, *(None,) * 4)
         n = max(reference.count(x), 1)
         at = reference.normalized(x, affine, Moments(n, mean, var * n))
         grad = upcast(xp, grads[0])
         if affine.act.name != "none":
             grad = affine.act.backward(grad, reference.before_activation(at, x, affine))
-        wanted = ctx.needs_input_grad
         by_weight = by_bias = None
         if weight is not None and wanted[3]:
             by_weight = (grad * at.xhat.conj()).sum(at.axes).to(weight.dtype)

@@ -1,28 +1,33 @@
 """The CPU kernel: Numba loops over planes (NCHW) or rows (NHWC) of the memory of a tensor."""
 
+from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bnkit.ops.kernels.memory import (
-    SERIAL,
     TYPES,
     Memory,
-    address,
+    addresses,
+    converted,
     known_memory,
     memory_of,
-    parameters_of,
     same_memory,
+    variant_of,
 )
-from bnkit.ops.kernels.numba_one_call import backward_at_once, evaluate_at_once, train_at_once
-from bnkit.ops.kernels.numba_planes import backward_planes, forward_planes, train_planes
-from bnkit.ops.kernels.numba_rows import backward_rows, forward_rows, train_rows
 from bnkit.ops.registry import Affine, Backward, Kernel, Train
 
-_NARROW = (torch.float16, torch.bfloat16)
 _INSTALLED = find_spec("numba") is not None
+
+
+@cache
+def _compiled() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """The modules that need Numba, which takes a while to load."""
+    from bnkit.ops.kernels import averaging, openmp, regions
+
+    return openmp, regions, averaging
 
 
 def refuses(x: Tensor, residual: Tensor | None = None) -> str | None:
@@ -37,7 +42,7 @@ def refuses(x: Tensor, residual: Tensor | None = None) -> str | None:
     """
     if x.device.type != "cpu":
         return f"it runs on the CPU, x is on {x.device}"
-    if x.dtype not in TYPES and x.dtype not in _NARROW:
+    if x.dtype not in TYPES:
         return f"it has no loop for {x.dtype}"
     if x.ndim < 2 or x.numel() == 0:
         return f"x of shape {tuple(x.shape)} has nothing to normalize"
@@ -55,64 +60,72 @@ def refuses(x: Tensor, residual: Tensor | None = None) -> str | None:
 
 def takes(statistic: Tensor) -> bool:
     """Whether `commit` can write to a buffer."""
-    return _INSTALLED and statistic.device.type == "cpu" and statistic.dtype in TYPES
+    wide = statistic.dtype in (torch.float32, torch.float64)
+    return _INSTALLED and wide and statistic.device.type == "cpu"
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and m2 of each channel in float64: what is merged with other batches or ranks."""
+    openmp, regions, _ = _compiled()
+    memory = known_memory(x)
+    n, c, s = memory.shape
+    parts, partial = _threads(x, memory)
+    found = x.new_empty((2, c), dtype=torch.float64)
+    places = addresses(x, found, partial)
+    numbers = regions.MOMENTS.pack(*places, n, c, s, memory.rows)
+    openmp.run(regions.moments_region(*TYPES[x.dtype]), parts, numbers)
+    return found[0], found[1]
 
 
 def train(x: Tensor, affine: Affine) -> Train:
     """Training forward."""
-    if x.dtype in _NARROW:
-        y, mean, m2 = train(x.float(), _widened(affine))
-        return Train(y.to(x.dtype), mean, m2)
+    openmp, regions, _ = _compiled()
     memory = known_memory(x)
+    n, c, s = memory.shape
     y = torch.empty_like(x)
-    if _one_call(x, memory):
-        return train_at_once(x, y, affine, memory)
-    parameters = parameters_of(affine, memory.shape[1], x.dtype)
-    passes = train_rows if memory.rows else train_planes
-    statistics = passes(x, y, affine, memory, parameters)
-    mean, m2 = torch.from_numpy(statistics).to(x.dtype).unbind(0)
-    return Train(y, mean, m2)
+    parts, partial = _threads(x, memory)
+    statistics = _computed(x, (2, c))
+    # named, so that copies live until the loop has read them
+    given = converted(x, affine.weight), converted(x, affine.bias)
+    places = addresses(x, affine.residual, y, *given, statistics, partial)
+    numbers = regions.TRAIN.pack(*places, n, c, s, memory.rows, affine.eps, affine.act.slope)
+    openmp.run(regions.train_region(*variant_of(x, affine)), parts, numbers)
+    return Train(y, statistics[0], statistics[1])
 
 
 def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     """Inference forward."""
-    if x.dtype in _NARROW:
-        wide = (mean.float(), var.float())
-        return evaluate(x.float(), *wide, _widened(affine)).to(x.dtype)
+    openmp, regions, _ = _compiled()
     memory = known_memory(x)
-    c = memory.shape[1]
     y = torch.empty_like(x)
-    if _one_call(x, memory):
-        return evaluate_at_once(x, y, (mean, var), affine, memory)
-    table = np.empty((3, c), TYPES[x.dtype])
-    parameters = parameters_of(affine, c, x.dtype)
-    table[0] = mean.numpy()
-    table[1] = parameters[0] / np.sqrt(var.numpy().astype(np.float64) + affine.eps)
-    table[2] = parameters[1]
-    (forward_rows if memory.rows else forward_planes)(x, y, affine, memory, table)
+    parts, _ = _threads(x, memory)
+    given = tuple(converted(x, t) for t in (affine.weight, affine.bias, mean, var))
+    places = addresses(x, affine.residual, y, *given)
+    numbers = *memory.shape, memory.rows, affine.eps, affine.act.slope
+    region = regions.evaluate_region(*variant_of(x, affine))
+    openmp.run(region, parts, regions.EVALUATE.pack(*places, *numbers))
     return y
 
 
 def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor) -> Backward:
     """Gradients of the training form."""
-    if x.dtype in _NARROW:
-        g = backward(grad_y.float(), x.float(), _widened(affine), mean, m2)
-        residual = None if g.residual is None else g.residual.to(x.dtype)
-        return g._replace(x=g.x.to(x.dtype), residual=residual)
+    openmp, regions, _ = _compiled()
     memory = known_memory(x)
-    n, c, s = memory.shape
     if not same_memory(x, grad_y):
         grad_y = torch.empty_like(x).copy_(grad_y)
-    if _one_call(x, memory):
-        return backward_at_once((grad_y, x, affine), (mean, m2), memory)
-    parameters = parameters_of(affine, c, x.dtype)
-    invstd = 1 / np.sqrt(m2.numpy().astype(np.float64) / (n * s) + affine.eps)
-    table = np.stack([mean.numpy(), parameters[0] * invstd, parameters[1]]).astype(TYPES[x.dtype])
-    outputs = torch.empty_like(x), None if affine.residual is None else torch.empty_like(x)
-    passes = backward_rows if memory.rows else backward_planes
-    sums = passes((grad_y, x, affine), outputs, memory, (table, invstd))
-    by_weight, by_bias = torch.from_numpy(sums).to(x.dtype).unbind(0)
-    return Backward(outputs[0], by_weight, by_bias, outputs[1])
+    parts, partial = _threads(x, memory)
+    grad_x = torch.empty_like(x)
+    grad_residual = None if affine.residual is None else torch.empty_like(x)
+    by_parameters = _computed(x, (2, memory.shape[1]))
+    given = tuple(converted(x, t) for t in (affine.weight, affine.bias, mean, m2))
+    places = addresses(
+        grad_y, x, affine.residual, grad_x, grad_residual, *given, by_parameters, partial
+    )
+    frozen = False
+    numbers = *memory.shape, memory.rows, frozen, affine.eps, affine.act.slope
+    region = regions.backward_region(*variant_of(x, affine))
+    openmp.run(region, parts, regions.BACKWARD.pack(*places, *numbers))
+    return Backward(grad_x, by_parameters[0], by_parameters[1], grad_residual)
 
 
 def commit(
@@ -121,7 +134,7 @@ def commit(
     weight: float,
     *,
     skip: bool,
-) -> bool:
+) -> None:
     """Average a batch into running statistics of the same dtype, in place.
 
     Args:
@@ -129,31 +142,28 @@ def commit(
         batch: Mean, m2 and count.
         weight: Of the new batch; below 0 stands for 1 / counter.
         skip: Leave a batch with NaN or infinity out.
-
-    Returns:
-        Whether the batch was finite.
     """
-    from bnkit.ops.kernels.serial import commit_serial
-
+    openmp, _, averaging = _compiled()
     mean, m2, count = batch
-    run = commit_serial(TYPES[mean.dtype])
-    addresses = (address(b) for b in buffers)
-    done = run(mean.data_ptr(), m2.data_ptr(), mean.numel(), count, *addresses, weight, skip)
+    numbers = *addresses(mean, m2, *buffers), mean.numel(), count, skip, weight
+    region = averaging.commit_region(TYPES[mean.dtype][1])
+    openmp.run(region, 1, averaging.COMMIT.pack(*numbers))
     # autograd must know that somebody else's graph may hold the old values
     written = [b for b in buffers if b is not None and not b.is_inference()]
     torch.autograd.graph.increment_version(written)
-    return done
 
 
-def _one_call(x: Tensor, memory: Memory) -> bool:
-    """Whether one thread and one compiled call do best; many rows gain from folding."""
-    values = x.numel()
-    return values < SERIAL or (not memory.rows and torch.get_num_threads() == 1)
+def _threads(x: Tensor, memory: Memory) -> tuple[int, Tensor | None]:
+    """How many threads, and where those of rows leave what they found."""
+    n, c, s = memory.shape
+    parts = _compiled()[0].threads(n * c * s, n * s if memory.rows else c)
+    shared = memory.rows and parts > 1
+    return parts, x.new_empty((parts, 2, c), dtype=torch.float64) if shared else None
 
 
-def _widened(affine: Affine) -> Affine:
-    residual = affine.residual
-    return affine._replace(residual=None if residual is None else residual.float())
+def _computed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor in the precision of the computation."""
+    return x.new_empty(shape, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
 
 
 NUMBA = Kernel("numba", refuses, train, backward, evaluate)

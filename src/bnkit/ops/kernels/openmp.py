@@ -1,14 +1,18 @@
-"""Work in parallel on torch's own OpenMP threads.
+"""Compiled work on torch's own OpenMP threads.
 
 A pool of our own beside torch's would put four threads on two cores in every training step, and
-waking a Python thread takes longer than a small batch norm. So a compiled task is handed to the
+waking a Python thread takes longer than a small batch norm. So compiled work is handed to the
 OpenMP runtime that torch has loaded (GNU's, on Linux): the same threads, a few microseconds. It
 may be called from several Python threads, as torch may. In a forked child those threads do not
-exist; there, and where torch brings another runtime, the parts run one after the other.
+exist; there, and where torch brings another runtime, one thread does all.
+
+What a call needs, addresses and sizes and numbers, travels as bytes: that costs Python a
+microsecond, where handing over arrays costs ten.
 """
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -21,11 +25,11 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import types
 
 from bnkit.ops.kernels.compiled import STRICT
-from bnkit.ops.kernels.memory import SERIAL
 
-# entries of a task's description that belong to this module
-PARTS, RESERVED = 0, 1
-_LENGTH = 32
+# Below this many values waking the other threads costs more than it saves.
+_SERIAL = 1 << 15
+# numbers in a description, at most
+_LONGEST = 32
 
 
 def _runtime() -> ctypes.CDLL | None:
@@ -42,25 +46,38 @@ _library = _runtime()
 _usable = _library is not None
 
 
-def _address(name: str) -> int:
-    function = getattr(_library, name)
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+@numba.cfunc(types.int32(), cache=False)
+def _zero() -> int:
+    return 0
 
 
+@numba.cfunc(types.int32(), cache=False)
+def _one() -> int:
+    return 1
+
+
+@numba.cfunc(types.void(), cache=False)
+def _nothing() -> None:
+    return
+
+
+def _external(name: str, instead: Any, result: Any) -> Any:
+    """A function of the OpenMP runtime as compiled code calls it."""
+    symbol = f"bnkit_{name}"
+    function = getattr(_library, name, None)
+    address = ctypes.cast(function, ctypes.c_void_p).value if function else instead.address
+    binding.add_symbol(symbol, address or 0)
+    return types.ExternalFunction(symbol, result())
+
+
+thread_number: Any = _external("omp_get_thread_num", _zero, types.int32)
+team_size: Any = _external("omp_get_num_threads", _one, types.int32)
+wait_for_all: Any = _external("GOMP_barrier", _nothing, types.void)
+
+_parallel: Any = None
 if _library is not None:
-    _library.GOMP_parallel.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_uint,
-        ctypes.c_uint,
-    ]
-    _library.GOMP_parallel.restype = None
-    binding.add_symbol("bnkit_thread_number", _address("omp_get_thread_num"))
-else:
-    _zero = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
-    binding.add_symbol("bnkit_thread_number", ctypes.cast(_zero, ctypes.c_void_p).value or 0)
-
-_thread_number: Any = types.ExternalFunction("bnkit_thread_number", types.int32())
+    _form = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint)
+    _parallel = _form(("GOMP_parallel", _library))
 
 
 def _after_fork() -> None:
@@ -72,50 +89,47 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def threads(values: int, pieces: int) -> int:
-    """How many parts to make of an array of that many values, which falls into that many pieces."""
-    return 1 if values < SERIAL else max(1, min(torch.get_num_threads(), pieces))
+    """How many threads to ask for, for so many values, which fall into so many pieces."""
+    if values < _SERIAL or not _usable:
+        return 1
+    return max(1, min(torch.get_num_threads(), pieces))
 
 
-class Task(NamedTuple):
-    """A compiled `body(description, part)`, and the same as OpenMP threads call it."""
+class Region(NamedTuple):
+    """Compiled work as OpenMP threads call it: its address, and a way to call it here."""
 
-    body: Any
-    entry: Any
+    address: int
+    call: Any
+    keep: Any
 
 
-# set anew for each task
+# set anew for each region
 body: Any = None
 
 
-def _entry(pointer: Any) -> None:
-    description = carray(pointer, _LENGTH, np.int64)
-    part = _thread_number()
-    if part < description[PARTS]:
-        body(description, part)
+def _entry(description: Any) -> None:
+    body(carray(description, _LONGEST, np.int64), thread_number(), team_size())
 
 
-def task(function: Any) -> Task:
-    """Prepare a compiled function of an int64 array and the number of a part for `run`."""
+def region(function: Any) -> Region:
+    """Prepare a compiled `function(description, part, parts)` for `run`."""
     variant = FunctionType(_entry.__code__, {**globals(), "body": function}, "entry")
     variant.__qualname__ = f"entry_{function.py_func.__qualname__}"
     variant.__module__ = __name__
     signature = types.void(types.CPointer(types.int64))
-    return Task(function, numba.cfunc(signature, cache=True, fastmath=STRICT)(variant))
+    entry: Any = numba.cfunc(signature, cache=True, fastmath=STRICT)(variant)
+    call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(entry.address)
+    return Region(entry.address, call, entry)
 
 
-def run(work: Task, parts: int, numbers: tuple[int, ...]) -> None:
-    """Run all parts of a task.
+def layout(whole: int, real: int) -> struct.Struct:
+    """Packs so many whole numbers and so many float64 into a description."""
+    return struct.Struct(f"={whole}q{real}d")
 
-    Args:
-        work: What `task` made.
-        parts: How many.
-        numbers: Addresses and sizes; the task finds them from entry `RESERVED` on.
-    """
-    description = np.empty(_LENGTH, np.int64)
-    description[PARTS] = parts
-    description[RESERVED : RESERVED + len(numbers)] = numbers
-    if parts > 1 and _usable and _library is not None:
-        _library.GOMP_parallel(work.entry.address, description.ctypes.data, parts, 0)
-        return
-    for part in range(parts):
-        work.body(description, part)
+
+def run(work: Region, parts: int, description: bytes) -> None:
+    """Run a region with at most so many threads."""
+    if parts > 1:
+        _parallel(work.address, description, parts, 0)
+    else:
+        work.call(description)

@@ -1,44 +1,74 @@
 """Loops over `(n, c, s)` with contiguous planes of s values: NCHW, NCL.
 
 A block of neighbouring channels is worked through at a time: its statistics, then its output.
-The second reading then comes from the cache, and memory is read once and written once. Within a
-plane, deviations from a center are summed in the precision of x, once themselves and once
-squared: the first plane's mean, then that of all planes before. Planes are merged in double
-precision (Chan, Golub & LeVeque 1983; theory page, equation 9). A center far from its plane costs
-no digits of the result: the distance is then part of the variance itself.
-
-Slices, not offsets: only indices that start at 0 let the compiler drop the wrap-around of
-negative ones, without which nothing vectorises.
+The second reading then comes from the cache, and memory is read once and written once. Deviations
+from a center are summed over a few short planes, or a piece of a long one, in the precision of
+x, once themselves and once squared; then they are merged in double precision (Chan, Golub &
+LeVeque 1983; theory page, equation 9). The center is the mean so far, and the mean of the first
+plane at the start. One far from its planes costs no digits of the result: the distance is then
+part of the variance itself.
 """
 
 import math
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from bnkit.ops.kernels.activations import activate, through
-from bnkit.ops.kernels.compiled import compiled, compiled_sums, specialized
+from bnkit.ops.kernels.compiled import compiled, specialized
+from bnkit.ops.kernels.vector import (
+    fma,
+    keep,
+    lanes,
+    load,
+    load_part,
+    number,
+    spread,
+    store,
+    store_part,
+    total,
+)
+
+# Values summed in the precision of x: at least so many, of at most so many planes (more would
+# fight for the same lines of the first cache), and of a long plane at most so many.
+_TOGETHER = 512
+_PLANES = 8
+_PIECE = 2048
 
 # what these names mean is set anew for each variant of a loop: `specialized`
 residual: Any = None
 forward: Any = None
 carry: Any = None
-sums_of_plane: Any = None
+sums: Any = None
 
 
-@compiled_sums
-def _center(xs: Any) -> Any:
-    """A value near the mean of a plane."""
-    first = xs[0]
-    a = xs.dtype.type(0)
-    for k in range(xs.shape[0]):
-        a += xs[k] - first
-    return xs.dtype.type(np.float64(first) + np.float64(a) / xs.shape[0])
+@compiled
+def _deviations(x: Any, first: int, planes: Any, s: int, center: Any) -> Any:
+    """Sums of x - center and of its square over planes: (how many, stride) from a first value."""
+    size = lanes(x)
+    c, zero = spread(center), spread(number(x, 0))
+    a0, a1, a2, a3 = zero, zero, zero, zero
+    q0, q1, q2, q3 = zero, zero, zero, zero
+    for i in range(planes[0]):
+        k = first + i * planes[1]
+        end = k + s
+        while k + 4 * size <= end:
+            d0, d1 = load(x, k) - c, load(x, k + size) - c
+            d2, d3 = load(x, k + 2 * size) - c, load(x, k + 3 * size) - c
+            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
+            q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
+            k += 4 * size
+        while k + size <= end:
+            d0 = load(x, k) - c
+            a0, q0 = a0 + d0, fma(d0, d0, q0)
+            k += size
+        if k < end:
+            d1 = keep(load_part(x, k, end - k) - c, end - k)
+            a1, q1 = a1 + d1, fma(d1, d1, q1)
+    return total((a0 + a1) + (a2 + a3)), total((q0 + q1) + (q2 + q3))
 
 
-@compiled_sums
-def plane_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> None:
+@compiled
+def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> None:
     """Mean and m2 (float64) of a range of channels.
 
     Args:
@@ -49,44 +79,52 @@ def plane_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> None
         m2: Written at these channels.
     """
     n, c, s = shape
-    zero = x.dtype.type(0)
+    piece = min(s, _PIECE)
+    group = max(1, min(_PLANES, _TOGETHER // s))
     for ch in range(channels[0], channels[1]):
-        mean[ch] = 0.0
+        value = total(load_part(x, ch * s, 1))
+        a, _ = _deviations(x, ch * s, (1, 0), piece, number(x, value))
+        mean[ch] = value + a / piece
         m2[ch] = 0.0
     count = 0.0
-    for i in range(n):
-        total = count + s
-        for ch in range(channels[0], channels[1]):
-            base = (i * c + ch) * s
-            xs = x[base : base + s]
-            center = x.dtype.type(mean[ch]) if i else _center(xs)
-            a = zero
-            q = zero
-            for k in range(s):
-                d = xs[k] - center
-                a += d
-                q += d * d
-            left = np.float64(a) / s
-            delta = np.float64(center) + left - mean[ch]
-            mean[ch] += delta * (s / total)
-            m2[ch] += (q - s * left * left) + delta * delta * (count * s / total)
-        count = total
+    for i in range(0, n, group):
+        planes = min(group, n - i)
+        for k in range(0, s, piece):
+            length = min(piece, s - k)
+            values = planes * length
+            inverse, share = 1.0 / values, values / (count + values)
+            for ch in range(channels[0], channels[1]):
+                center = number(x, mean[ch])
+                a, q = _deviations(x, (i * c + ch) * s + k, (planes, c * s), length, center)
+                left = a * inverse
+                delta = center + left - mean[ch]
+                mean[ch] += delta * share
+                m2[ch] += (q - a * left) + delta * delta * (count * share)
+            count += values
 
 
 def _planes_forward(
     x: Any, added: Any, y: Any, shape: Any, channels: Any, affine: Any, slope: Any
 ) -> None:
     n, c, s = shape
+    size = lanes(x)
+    steep = spread(slope)
     for i in range(n):
         for ch in range(channels[0], channels[1]):
-            base = (i * c + ch) * s
-            xs, ys, rs = x[base : base + s], y[base : base + s], added[base : base + s]
-            m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-            for k in range(s):
-                z = (xs[k] - m) * w + b
+            k = (i * c + ch) * s
+            end = k + s
+            m, w, b = spread(affine[0, ch]), spread(affine[1, ch]), spread(affine[2, ch])
+            while k + size <= end:
+                z = fma(load(x, k) - m, w, b)
                 if residual:
-                    z += rs[k]
-                ys[k] = forward(z, slope)
+                    z += load(added, k)
+                store(y, k, forward(x, z, steep))
+                k += size
+            if k < end:
+                z = fma(load_part(x, k, end - k) - m, w, b)
+                if residual:
+                    z += load_part(added, k, end - k)
+                store_part(y, k, forward(x, z, steep), end - k)
 
 
 @cache
@@ -94,150 +132,161 @@ def planes_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
     """The loop `y = act((x - mean) * scale + shift + residual)` for a range of channels.
 
     Args:
-        act: "none", "relu", "leaky_relu" or "silu".
+        act: A name of `bnkit.ops.activation.NAMES`.
         residual: Whether something is added before the activation.
 
     Returns:
         `run(x, added, y, shape, channels, affine, slope)` on flat arrays; the rows of `affine`
-        are mean, scale and shift, in the dtype of x.
+        are mean, scale and shift, in the precision of the computation.
     """
     forward = activate(act)
     return specialized(_planes_forward, act=act, residual=residual, forward=forward)
 
 
 @compiled
-def finish_statistics(
-    channels: Any, count: int, parameters: Any, eps: float, statistics: Any, affine: Any
-) -> None:
-    """Rows mean, scale and shift of `affine` from rows mean and m2 of `statistics`."""
+def scale_and_shift(channels: Any, values: int, eps: float, given: Any, affine: Any) -> None:
+    """Rows mean, scale and shift of `affine` from `given`: (weight, bias, mean, m2)."""
+    weight, bias, mean, m2 = given
     for ch in range(channels[0], channels[1]):
-        affine[0, ch] = statistics[0, ch]
-        affine[1, ch] = parameters[0, ch] / math.sqrt(statistics[1, ch] / count + eps)
-        affine[2, ch] = parameters[1, ch]
+        affine[0, ch] = mean[ch]
+        affine[1, ch] = 1.0 / math.sqrt(m2[ch] / values + eps)
+        affine[2, ch] = 0.0
+    if weight.size:
+        for ch in range(channels[0], channels[1]):
+            affine[1, ch] = weight[ch] / math.sqrt(m2[ch] / values + eps)
+    if bias.size:
+        for ch in range(channels[0], channels[1]):
+            affine[2, ch] = bias[ch]
 
 
-def _planes_train(
-    x: Any,
-    added: Any,
-    y: Any,
-    shape: Any,
-    channels: Any,
-    block: int,
-    parameters: Any,
-    eps: float,
-    statistics: Any,
-    affine: Any,
-    slope: Any,
-) -> None:
-    for first in range(channels[0], channels[1], block):
-        part = (first, min(first + block, channels[1]))
-        plane_moments(x, shape, part, statistics[0], statistics[1])
-        finish_statistics(part, shape[0] * shape[2], parameters, eps, statistics, affine)
-        forward(x, added, y, shape, part, affine, slope)
+def _run_sums(
+    grad: Any, x: Any, added: Any, first: int, planes: Any, s: int, line: Any, slope: Any
+) -> Any:
+    size = lanes(x)
+    m, w, b = spread(line[0]), spread(line[1]), spread(line[2])
+    zero = spread(slope) - spread(slope)
+    p0, p1, q0, q1 = zero, zero, zero, zero
+    steep = spread(slope)
+    for i in range(planes[0]):
+        k = first + i * planes[1]
+        end = k + s
+        while k + 2 * size <= end:
+            d0, d1 = load(x, k) - m, load(x, k + size) - m
+            z0, z1 = fma(d0, w, b), fma(d1, w, b)
+            if residual:
+                z0 += load(added, k)
+                z1 += load(added, k + size)
+            g0 = carry(x, load(grad, k), z0, steep)
+            g1 = carry(x, load(grad, k + size), z1, steep)
+            p0, p1 = fma(g0, d0, p0), fma(g1, d1, p1)
+            q0, q1 = q0 + g0, q1 + g1
+            k += 2 * size
+        while k < end:
+            left = end - k
+            d0 = keep(load_part(x, k, left) - m, left)
+            z0 = fma(d0, w, b)
+            if residual:
+                z0 += load_part(added, k, left)
+            g0 = keep(carry(x, load_part(grad, k, left), z0, steep), left)
+            p0, q0 = fma(g0, d0, p0), q0 + g0
+            k += size
+    return total(p0 + p1), total(q0 + q1)
 
 
 @cache
-def planes_train(act: str, residual: bool) -> Any:  # noqa: FBT001
-    """Training forward for a range of channels.
+def _sums(act: str, residual: bool) -> Any:  # noqa: FBT001
+    carry = through(act)
+    return specialized(_run_sums, act=act, residual=residual, carry=carry)
+
+
+def _planes_sums(
+    grad: Any, x: Any, added: Any, shape: Any, channels: Any, affine: Any, found: Any, slope: Any
+) -> None:
+    n, c, s = shape
+    piece = min(s, _PIECE)
+    group = max(1, min(_PLANES, _TOGETHER // s))
+    for ch in range(channels[0], channels[1]):
+        found[0, ch] = 0.0
+        found[1, ch] = 0.0
+    for i in range(0, n, group):
+        planes = (min(group, n - i), c * s)
+        for k in range(0, s, piece):
+            length = min(piece, s - k)
+            for ch in range(channels[0], channels[1]):
+                first = (i * c + ch) * s + k
+                line = affine[0, ch], affine[1, ch], affine[2, ch]
+                p, q = sums(grad, x, added, first, planes, length, line, slope)
+                found[0, ch] += p
+                found[1, ch] += q
+
+
+@cache
+def planes_sums(act: str, residual: bool) -> Any:  # noqa: FBT001
+    """The sums of the backward pass for a range of channels.
 
     Args:
-        act: Name of the activation.
-        residual: Whether something is added before the activation.
+        act: A name of `bnkit.ops.activation.NAMES`.
+        residual: Whether something was added before the activation.
 
     Returns:
-        `run(x, added, y, shape, channels, block, parameters, eps, statistics, affine, slope)`;
-        `block` channels are worked through together, `statistics` (float64: mean, m2) and
-        `affine` are written.
+        `run(grad, x, added, shape, channels, affine, found, slope)`; the rows of `found`
+        (float64) are written with the sums of g * (x - mean) and of g, the gradient before the
+        activation.
     """
-    forward = planes_forward(act, residual)
-    return specialized(_planes_train, act=act, residual=residual, forward=forward)
-
-
-def _run_sums_of_plane(gs: Any, xs: Any, rs: Any, affine: Any, ch: int, slope: Any) -> Any:
-    m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-    p = xs.dtype.type(0)
-    q = xs.dtype.type(0)
-    for k in range(xs.shape[0]):
-        d = xs[k] - m
-        z = d * w + b
-        if residual:
-            z += rs[k]
-        g = carry(gs[k], z, slope)
-        p += g * d
-        q += g
-    return p, q
-
-
-@cache
-def _sums_of_plane(act: str, residual: bool) -> Any:  # noqa: FBT001
-    carry = through(act)
-    return specialized(_run_sums_of_plane, sums=True, act=act, residual=residual, carry=carry)
+    sums = _sums(act, residual)
+    return specialized(_planes_sums, act=act, residual=residual, sums=sums)
 
 
 def _planes_backward(
-    grad: Any,
-    x: Any,
-    added: Any,
-    grad_x: Any,
-    grad_added: Any,
-    shape: Any,
-    channels: Any,
-    block: int,
-    affine: Any,
-    invstd: Any,
-    sums: Any,
-    slope: Any,
+    grad: Any, x: Any, added: Any, outputs: Any, shape: Any, channels: Any, affine: Any, slope: Any
 ) -> None:
+    grad_x, grad_added = outputs
     n, c, s = shape
-    for first in range(channels[0], channels[1], block):
-        last = min(first + block, channels[1])
-        for ch in range(first, last):
-            sums[0, ch] = 0.0
-            sums[1, ch] = 0.0
-        for i in range(n):
-            for ch in range(first, last):
-                base = (i * c + ch) * s
-                xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
-                p, q = sums_of_plane(gs, xs, rs, affine, ch, slope)
-                sums[0, ch] += p * invstd[ch]
-                sums[1, ch] += q
-        for i in range(n):
-            for ch in range(first, last):
-                base = (i * c + ch) * s
-                xs, gs, rs = x[base : base + s], grad[base : base + s], added[base : base + s]
-                out, through_add = grad_x[base : base + s], grad_added[base : base + s]
-                m, w, b = affine[0, ch], affine[1, ch], affine[2, ch]
-                along = x.dtype.type(-w * invstd[ch] * sums[0, ch] / (n * s))
-                level = x.dtype.type(-w * sums[1, ch] / (n * s))
-                for k in range(s):
-                    d = xs[k] - m
-                    z = d * w + b
-                    if residual:
-                        z += rs[k]
-                    g = carry(gs[k], z, slope)
-                    if residual:
-                        through_add[k] = g
-                    out[k] = g * w + d * along + level
+    size = lanes(x)
+    steep = spread(slope)
+    for i in range(n):
+        for ch in range(channels[0], channels[1]):
+            k = (i * c + ch) * s
+            end = k + s
+            m, w, b = spread(affine[0, ch]), spread(affine[1, ch]), spread(affine[2, ch])
+            along, level = spread(affine[3, ch]), spread(affine[4, ch])
+            while k + size <= end:
+                d = load(x, k) - m
+                z = fma(d, w, b)
+                if residual:
+                    z += load(added, k)
+                g = carry(x, load(grad, k), z, steep)
+                if residual:
+                    store(grad_added, k, g)
+                store(grad_x, k, fma(g, w, fma(d, along, level)))
+                k += size
+            if k < end:
+                left = end - k
+                d = load_part(x, k, left) - m
+                z = fma(d, w, b)
+                if residual:
+                    z += load_part(added, k, left)
+                g = carry(x, load_part(grad, k, left), z, steep)
+                if residual:
+                    store_part(grad_added, k, g, left)
+                store_part(grad_x, k, fma(g, w, fma(d, along, level)), left)
 
 
 @cache
-def planes_backward(act: str, residual: bool) -> Any:  # noqa: FBT001  one loop nest
-    """Gradients of the training form for a range of channels.
+def planes_backward(act: str, residual: bool) -> Any:  # noqa: FBT001
+    """Gradients by x and by the residual for a range of channels.
 
     `z = (x - mean) * scale + shift + residual` is computed again, so that nothing but x (and the
     residual) is kept. With g the gradient before the activation, equation 6:
     `grad_x = scale * (g - sum(g) / N - xhat * sum(g * xhat) / N)`.
 
     Args:
-        act: Name of the activation.
+        act: A name of `bnkit.ops.activation.NAMES`.
         residual: Whether something was added before the activation.
 
     Returns:
-        `run(grad, x, added, grad_x, grad_added, shape, channels, block, affine, invstd, sums,
-        slope)`; `sums` (float64: of g * xhat, of g), `grad_x` and `grad_added` are written.
+        `run(grad, x, added, (grad_x, grad_added), shape, channels, affine, slope)`; rows 3 and 4
+        of `affine` are the factor of x - mean and the constant of grad_x.
     """
     carry = through(act)
-    sums_of_plane = _sums_of_plane(act, residual)
-    return specialized(
-        _planes_backward, act=act, residual=residual, carry=carry, sums_of_plane=sums_of_plane
-    )
+    return specialized(_planes_backward, act=act, residual=residual, carry=carry)

@@ -64,6 +64,8 @@ def activate(z, fixed: tl.constexpr):
     """The activation; NaN stays NaN, as in torch."""
     if fixed.act == "relu":
         z = tl.where(z <= 0, 0.0, z)
+    elif fixed.act == "relu6":
+        z = tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
     elif fixed.act == "leaky_relu":
         z = tl.where(z <= 0, z * tl.full([1, 1], fixed.slope, z.dtype), z)
     elif fixed.act == "silu":
@@ -76,6 +78,8 @@ def through(grad, z, fixed: tl.constexpr):
     """Gradient before the activation from the one behind it."""
     if fixed.act == "relu":
         grad = tl.where(z > 0, grad, 0.0)
+    elif fixed.act == "relu6":
+        grad = tl.where((z > 0) & (z < 6), grad, 0.0)
     elif fixed.act == "leaky_relu":
         grad = tl.where(z > 0, grad, grad * tl.full([1, 1], fixed.slope, z.dtype))
     elif fixed.act == "silu":
