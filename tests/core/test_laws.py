@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bnkit.core import BNKIT, Moments, RunningStats, merge, moments, scale_shift
+from bnkit.core import BNKIT, Moments, RunningStats, merge, merge_stacked, moments, scale_shift
 from bnkit.functional import batch_norm_backward, batch_norm_eval, batch_norm_train
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=64)
@@ -52,6 +52,16 @@ def test_the_empty_batch_is_the_identity(x):
 @given(st.lists(batches, min_size=1, max_size=5))
 def test_any_split_gives_the_same_moments(xs):
     agree(reduce(merge, map(parts, xs)), parts(np.concatenate(xs)))
+
+
+@given(st.lists(batches, min_size=1, max_size=5), st.integers(0, 4))
+def test_merging_at_once_is_merging_one_by_one(xs, empty):
+    found = [parts(x) for x in xs]
+    nothing = np.full(2, np.nan)  # what an empty part holds must not matter
+    found.insert(empty, Moments(0, nothing, nothing))
+    counts = np.array([[m.count] * 2 for m in found], float)
+    whole = Moments(counts, np.stack([m.mean for m in found]), np.stack([m.m2 for m in found]))
+    agree(merge_stacked(whole), parts(np.concatenate(xs)))
 
 
 @given(batches)

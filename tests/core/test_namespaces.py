@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnkit.core import PRESETS, RunningStats, merge, moments
+from bnkit.core import PRESETS, Moments, RunningStats, merge, merge_stacked, moments
 from bnkit.functional import batch_norm_backward, batch_norm_eval, batch_norm_train
 from tests.tolerances import FLOAT64, relative_error
 
@@ -105,3 +105,9 @@ def test_half_precision_is_computed_in_float32():
 def test_merge_keeps_the_namespace(space):
     a, b = (moments(space(rng.normal(size=(4, 3))), (0,)) for _ in range(2))
     assert type(merge(a, b).mean) is type(a.mean)
+    both = [
+        space(np.stack([space.back(v), space.back(w)])) for v, w in zip(a[1:], b[1:], strict=True)
+    ]
+    stacked = merge_stacked(Moments(space(np.full((2, 3), 4.0)), *both))
+    assert type(stacked.mean) is type(a.mean)
+    assert relative_error(space.back(stacked.m2), space.back(merge(a, b).m2)) < FLOAT64

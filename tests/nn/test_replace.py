@@ -174,9 +174,7 @@ def test_behaviour_is_refused_not_dropped(layer):
     assert type(model[3]) is layer
 
 
-def test_sync_batch_norm_and_parametrized_layers_are_refused():
-    with pytest.raises(ConversionError, match="SyncBatchNorm is no torch"):
-        replace_(nn.Sequential(nn.SyncBatchNorm(3)))
+def test_parametrized_layers_are_refused():
     model = network()
     nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
     with pytest.raises(ConversionError, match="remove the parametrization first"):

@@ -136,6 +136,44 @@ def stops_at_nan(script):
         script.torch_model(script.x * float("nan"))
 
 
+def ignores_padding(script):
+    assert (script.value == 0).all(1).equal(torch.ones(4, 5).tril() == 0)
+    assert script.value.mean((0, 2)).abs().max() < 1e-6
+
+
+def is_synchronized(script):
+    assert "synchronized=True" in repr(script.value.backbone[1])
+    bnkit.nn.revert_sync_batchnorm(script.torch_model)
+    assert type(script.torch_model.backbone[1]) is torch.nn.BatchNorm2d
+
+
+def moves_once(script):
+    assert counted(script) == 1
+    expected = 0.1 * script.model.backbone[0](script.x).mean((0, 2, 3))
+    torch.testing.assert_close(script.bn.running_mean, expected)
+
+
+def equals_the_big_batch(script):
+    moves_once(script)
+    loss = script.model(script.x).pow(2).sum()
+    torch.testing.assert_close(script.value.sum(), loss.detach())
+    weight = script.bn.weight
+    torch.testing.assert_close(weight.grad, torch.autograd.grad(loss, weight)[0])
+
+
+def keeps_domains_apart(script):
+    with bnkit.nn.domain(script.model, "night"):
+        script.model(script.x)
+    assert [int(script.bn.of(n).num_batches_tracked) for n in ("day", "night")] == [0, 1]
+    bnkit.nn.keep_domain_(script.model, "day")
+    assert counted(script) == 0
+
+
+def normalizes_each_half(script):
+    for half in script.value.split(2):
+        assert half.mean((0, 2, 3)).abs().max() < 1e-6
+
+
 def shows_the_table(script):
     assert "backbone.1" in script.printed
     assert "each forward pass" in script.printed
@@ -183,6 +221,12 @@ CHECKS = {
     "NaN in the running statistics after one bad batch": leaves_out_nan,
     "the same, and training shall stop there": stops_at_nan,
     "a forward pass that you may want to undo": leaves_no_trace,
+    "padded sequences, whose padding enters the statistics": ignores_padding,
+    "8 GPUs with a few images each, or processes on the CPU": is_synchronized,
+    "accumulation: k micro-batches move the statistics k times": moves_once,
+    "accumulation that shall equal the one big batch": equals_the_big_batch,
+    "two domains with one network": keeps_domains_apart,
+    "clean and adversarial images in one batch": normalizes_each_half,
     "statistics that move, or do not, and you do not know why": shows_the_table,
     "a PyTorch model that you write": is_a(bnkit.nn.BatchNorm2d),
     "batch norm, a shortcut sum and ReLU, LeakyReLU or SiLU one after the other": is_a(

@@ -12,6 +12,7 @@ from bnkit.core.errors import NonFiniteWarning as NonFiniteWarning
 from bnkit.core.errors import OutputError as OutputError
 from bnkit.core.errors import PolicyError as PolicyError
 from bnkit.core.errors import SpecError as SpecError
+from bnkit.core.errors import SynchronizationError as SynchronizationError
 from bnkit.core.frameworks import PRESETS as PRESETS
 from bnkit.core.frameworks import Preset as Preset
 from bnkit.core.frameworks import preset as preset
@@ -26,6 +27,7 @@ from bnkit.core.moments import accumulate as accumulate
 from bnkit.core.moments import at_least_one_value as at_least_one_value
 from bnkit.core.moments import inner as inner
 from bnkit.core.moments import merge as merge
+from bnkit.core.moments import merge_stacked as merge_stacked
 from bnkit.core.moments import moments as moments
 from bnkit.core.moments import real_dtype as real_dtype
 from bnkit.core.moments import upcast as upcast

@@ -25,6 +25,10 @@ class ConversionError(BatchNormError, TypeError):
     """A module that cannot be replaced without losing behaviour."""
 
 
+class SynchronizationError(BatchNormError, RuntimeError):
+    """Processes that normalize one batch together disagree, or one of them does not answer."""
+
+
 class PolicyError(BatchNormError, ValueError):
     """A statistics policy that does not exist, or that a layer cannot have."""
 

@@ -118,14 +118,43 @@ def merge(a: Moments, b: Moments, *, xp: Any = None) -> Moments:
         >>> both.count, float(both.mean), float(both.m2)
         (5, 3.0, 10.0)
     """
+    xp = array_namespace(a.mean) if xp is None else xp
     count = a.count + b.count
-    share = b.count / at_least_one_value(count)
+    share = b.count / at_least_one_value(count, xp=xp)
     delta = b.mean - a.mean
     return Moments(
         count,
         a.mean + delta * share,
-        a.m2 + b.m2 + inner(xp or array_namespace(delta), delta, delta) * (a.count * share),
+        a.m2 + b.m2 + inner(xp, delta, delta) * (a.count * share),
     )
+
+
+def merge_stacked(parts: Moments, *, xp: Any = None) -> Moments:
+    """Moments of the union of many batches, stacked along axis 0, in a fixed number of steps.
+
+    Equation 9 of the theory page, for all parts at once: with `n = sum(count)` and
+    `mean = sum(count * mean) / n`, `m2 = sum(m2) + sum(count * |mean_i - mean|**2)`. The last sum
+    is the m2 of the means, weighted by their counts. A part with count 0 is not there.
+
+    Args:
+        parts: Count, mean and m2, each of shape `(parts, c)`.
+        xp: The array namespace, when the caller knows it.
+
+    Returns:
+        What `merge` gives for them one after the other; the count per channel.
+
+    Example:
+        >>> import numpy as np
+        >>> from bnkit.core import Moments, merge_stacked
+        >>> counts, means = np.array([[2.0], [0.0], [3.0]]), np.array([[1.5], [0.0], [4.0]])
+        >>> whole = merge_stacked(Moments(counts, means, np.array([[0.5], [0.0], [2.0]])))
+        >>> [float(v[0]) for v in whole]
+        [5.0, 3.0, 10.0]
+    """
+    xp = array_namespace(parts.mean) if xp is None else xp
+    between = moments(parts.mean, (0,), parts.count, xp=xp)
+    within = xp.where(parts.count == 0, xp.zeros_like(parts.m2), parts.m2)
+    return between._replace(m2=between.m2 + xp.sum(within, axis=0))
 
 
 def accumulate(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
@@ -190,11 +219,11 @@ def _two_pass(
     return mean, xp.where(m2 < 0, xp.zeros_like(m2), m2)
 
 
-def at_least_one_value(count: Any) -> Any:
+def at_least_one_value(count: Any, *, xp: Any = None) -> Any:
     """The count, or 1 where it is 0: what to divide the sums of no values by."""
     if isinstance(count, int | float):
         return count if count else 1
-    xp = array_namespace(count)
+    xp = array_namespace(count) if xp is None else xp
     return xp.where(count == 0, xp.ones_like(count), count)
 
 

@@ -8,6 +8,7 @@ divided by `invstd`; with weights w and N = sum(w),
     (J^T v)_i = v_i - (w_i / N) * (sum(v) + xhat_i * sum(v xhat)).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bnkit.core.moments import accumulate, inner
@@ -132,7 +133,9 @@ def normalize_jvp(
     return dy if dbias is None else dy + dbias
 
 
-def normalize_backward(xp: Any, at: Normalized, grad_y: Array) -> Gradients:
+def normalize_backward(
+    xp: Any, at: Normalized, grad_y: Array, total: Callable | None = None
+) -> Gradients:
     """Gradients of the training form, statistics taken from the batch: equations 6, 7 and 8.
 
     With `s = invstd`: `grad_x = weight * s * J^T grad_y`, `grad_weight = sum(grad_y * xhat)`,
@@ -143,15 +146,22 @@ def normalize_backward(xp: Any, at: Normalized, grad_y: Array) -> Gradients:
         xp: The array namespace.
         at: The forward pass.
         grad_y: Gradient of the loss by the output, shaped like `x`.
+        total: As for `blended_backward`.
 
     Returns:
         Gradients, those of weight and bias with kept dimensions.
     """
-    return blended_backward(xp, at, grad_y, at.xhat, 1.0)
+    return blended_backward(xp, at, grad_y, at.xhat, 1.0, total=total)
 
 
 def blended_backward(
-    xp: Any, at: Normalized, grad_y: Array, batch_xhat: Array, share: float
+    xp: Any,
+    at: Normalized,
+    grad_y: Array,
+    batch_xhat: Array,
+    share: float,
+    *,
+    total: Callable | None = None,
 ) -> Gradients:
     """Gradients where the batch makes up a `share` of the statistics that normalized.
 
@@ -166,6 +176,9 @@ def blended_backward(
         grad_y: Gradient of the loss by the output.
         batch_xhat: Deviation from the batch mean, times `invstd`.
         share: Weight of the batch in the statistics, 0 to 1.
+        total: Where `x` is a part of the batch: `total(grad_bias, grad_weight)` gives the sums
+            over the whole batch, `at.count` being that of the whole batch too. The gradients of
+            weight and bias stay those of the part.
 
     Returns:
         Gradients, those of weight and bias with kept dimensions.
@@ -173,7 +186,8 @@ def blended_backward(
     grad_bias = _total(xp, at, grad_y)
     grad_weight = _total(xp, at, grad_y * _conj(xp, at.xhat))
     factor = 1 if at.weight is None else _conj(xp, at.weight)
-    carried = grad_bias * factor + batch_xhat * _real(xp, grad_weight * factor)
+    whole = (grad_bias, grad_weight) if total is None else total(grad_bias, grad_weight)
+    carried = whole[0] * factor + batch_xhat * _real(xp, whole[1] * factor)
     grad_x = at.invstd * (grad_y * factor - share * _shares(at) * carried)
     return Gradients(grad_x, grad_weight, grad_bias)
 

@@ -1,6 +1,7 @@
 """Batch norm layers for PyTorch, drop-in for `torch.nn`, and the way there and back."""
 
 from bnkit.nn import functional as functional
+from bnkit.nn.accumulation import accumulate as accumulate
 from bnkit.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from bnkit.nn.batch_norm import BatchNorm2d as BatchNorm2d
 from bnkit.nn.batch_norm import BatchNorm3d as BatchNorm3d
@@ -8,11 +9,21 @@ from bnkit.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
 from bnkit.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
 from bnkit.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
 from bnkit.nn.batch_norm_axis import BatchNorm as BatchNorm
+from bnkit.nn.convert_domains import add_domains_ as add_domains_
+from bnkit.nn.convert_domains import keep_domain_ as keep_domain_
+from bnkit.nn.convert_sync import convert_sync_batchnorm as convert_sync_batchnorm
+from bnkit.nn.convert_sync import revert_sync_batchnorm as revert_sync_batchnorm
 from bnkit.nn.counting import no_update as no_update
 from bnkit.nn.counting import set_policy_ as set_policy_
 from bnkit.nn.differentiable import DifferentiableBatchNorm1d as DifferentiableBatchNorm1d
 from bnkit.nn.differentiable import DifferentiableBatchNorm2d as DifferentiableBatchNorm2d
 from bnkit.nn.differentiable import DifferentiableBatchNorm3d as DifferentiableBatchNorm3d
+from bnkit.nn.domains import DomainBatchNorm as DomainBatchNorm
+from bnkit.nn.domains import DomainBatchNorm1d as DomainBatchNorm1d
+from bnkit.nn.domains import DomainBatchNorm2d as DomainBatchNorm2d
+from bnkit.nn.domains import DomainBatchNorm3d as DomainBatchNorm3d
+from bnkit.nn.domains import domain as domain
+from bnkit.nn.exact_accumulation import accumulate_exactly as accumulate_exactly
 from bnkit.nn.freezing import freeze_ as freeze_
 from bnkit.nn.freezing import frozen as frozen
 from bnkit.nn.freezing import unfreeze_ as unfreeze_
@@ -22,6 +33,9 @@ from bnkit.nn.ghost import GhostBatchNorm3d as GhostBatchNorm3d
 from bnkit.nn.lazy import LazyBatchNorm1d as LazyBatchNorm1d
 from bnkit.nn.lazy import LazyBatchNorm2d as LazyBatchNorm2d
 from bnkit.nn.lazy import LazyBatchNorm3d as LazyBatchNorm3d
+from bnkit.nn.masked import MaskedBatchNorm1d as MaskedBatchNorm1d
+from bnkit.nn.masked import MaskedBatchNorm2d as MaskedBatchNorm2d
+from bnkit.nn.masked import MaskedBatchNorm3d as MaskedBatchNorm3d
 from bnkit.nn.naming import qualified_name as qualified_name
 from bnkit.nn.parameter_rules import constrain_ as constrain_
 from bnkit.nn.parameter_rules import constrain_after as constrain_after
@@ -40,6 +54,7 @@ from bnkit.nn.replace import restore_ as restore_
 from bnkit.nn.statistics_policy import StatisticsPolicy as StatisticsPolicy
 from bnkit.nn.switch import ghost_ as ghost_
 from bnkit.nn.switch import renorm_ as renorm_
+from bnkit.nn.sync import SyncBatchNorm as SyncBatchNorm
 from bnkit.nn.transactions import Rollback as Rollback
 from bnkit.nn.transactions import commit_on_step as commit_on_step
 from bnkit.nn.transactions import rollback as rollback

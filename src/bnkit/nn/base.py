@@ -14,6 +14,7 @@ from bnkit.core import InputError, NonFiniteWarning
 from bnkit.nn.checks import check_policy, check_rank
 from bnkit.nn.functional import batch_norm
 from bnkit.nn.naming import qualified_name
+from bnkit.nn.pooled import Part, train_on_part
 from bnkit.nn.statistics_policy import WithPolicy
 from bnkit.ops import IDENTITY, Activation, NonFinitePolicy
 from bnkit.ops.plain import is_plain
@@ -27,6 +28,7 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
     ranks: tuple[int, ...]
     on_nonfinite: NonFinitePolicy
     nonfinite_batches: Tensor | None
+    _part: Part | None = None
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
         mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         # a frozen layer whose `training` was set by hand stays frozen
         training = self.training and self._policy.normalize == "batch"
+        if training and self._part is not None:
+            return train_on_part(self, input, residual, act)
         tracks = not training or (self.track_running_stats and self._policy.counts())
         no_counter = batches is None and self.momentum is None
         y = batch_norm(
@@ -111,6 +115,7 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
     def extra_repr(self) -> str:
         """As in torch; `on_nonfinite` is shown when it is not the default."""
         text = super().extra_repr()
+        text = text if self._part is None else f"{text}, {self._part}"
         return text if self.on_nonfinite == "skip" else f"{text}, on_nonfinite={self.on_nonfinite}"
 
     def reset_running_stats(self) -> None:

@@ -72,18 +72,23 @@ def check_residual(where: Where, x: Tensor, residual: Tensor | None) -> None:
 
 def check_batch(where: Where, x: Tensor, eps: float) -> None:
     """Raise `InputError` for `eps <= 0` or one value per channel, which training cannot use."""
-    if not (isinstance(eps, int | float) and eps > 0):
-        msg = (
-            f"{where()}: eps must be positive during training, but got {eps}: a constant channel "
-            "would be divided by zero. Use e.g. eps=1e-5."
-        )
-        raise InputError(msg)
+    check_train_eps(where, eps)
     if x.ndim > 1 and x.numel() == x.shape[1] and x.numel() > 0:
         msg = (
             f"{where()}: expected more than 1 value per channel when training, got input size "
             f"{tuple(x.shape)}: its variance is 0, so that the output would be the bias. "
             "Use a larger batch, pass drop_last=True to the DataLoader, or call .eval() if this "
             "is inference."
+        )
+        raise InputError(msg)
+
+
+def check_train_eps(where: Where, eps: float) -> None:
+    """Raise `InputError` for `eps <= 0`."""
+    if not (isinstance(eps, int | float) and eps > 0):
+        msg = (
+            f"{where()}: eps must be positive during training, but got {eps}: a constant channel "
+            "would be divided by zero. Use e.g. eps=1e-5."
         )
         raise InputError(msg)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnkit.core import ConversionError
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.statistics_policy import WithPolicy
@@ -59,3 +60,15 @@ class LazyBatchNorm3d(_LazyExtension, torch.nn.LazyBatchNorm3d):
     """`BatchNorm3d` that takes `num_features` from the first input."""
 
     cls_to_become = BatchNorm3d  # pyright: ignore[reportAssignmentType]
+
+
+def check_initialized(where: str, model: torch.nn.Module) -> None:
+    """Raise `ConversionError` for a batch norm that does not know its channels yet."""
+    for name, layer in model.named_modules():
+        lazy: Any = isinstance(layer, torch.nn.modules.batchnorm._LazyNormBase) and layer
+        if lazy and lazy.has_uninitialized_params():
+            msg = (
+                f"{where}: expected layers that know their channels, got {name!r} "
+                f"({type(layer).__name__}). Run one batch through the model first."
+            )
+            raise ConversionError(msg)

@@ -203,4 +203,4 @@ def _count(counter: Tensor | None) -> Any:
 def _stop_if_asked(where: Where, recipe: Recipe, groups: list[Moments]) -> None:
     if recipe.on_nonfinite == "raise" and not torch.compiler.is_compiling():
         for batch in groups:
-            check_finite(where, batch)
+            check_finite(where, batch.mean, batch.m2)

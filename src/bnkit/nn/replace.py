@@ -17,6 +17,7 @@ from bnkit.nn.checks import check_policy
 from bnkit.nn.exchange import Exchange, Norm, Tail, exchange, is_exchanged, refusal, take_back
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
+from bnkit.nn.sync import SyncBatchNorm
 from bnkit.ops import NonFinitePolicy
 
 _TWINS: dict[type, type] = {
@@ -26,9 +27,10 @@ _TWINS: dict[type, type] = {
     nn.LazyBatchNorm1d: LazyBatchNorm1d,
     nn.LazyBatchNorm2d: LazyBatchNorm2d,
     nn.LazyBatchNorm3d: LazyBatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _TWINS.items()}
-_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches")
+_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches", "_part", "_converted")
 _PROBE_SPATIAL = {BatchNorm1d: (5,), BatchNorm2d: (3, 4), BatchNorm3d: (2, 3, 2)}
 
 
@@ -120,7 +122,7 @@ def restore_(model: nn.Module) -> Replacement:
 
     The inverse of `replace_`: the same objects, parameters and buffers; statistics that were
     stored in 16 bits are stored so again, rounded once. Layers that were exchanged for another
-    normalization go all the way back.
+    normalization go all the way back, and layers that were synchronized are not any more.
 
     Args:
         model: Any module.
@@ -154,6 +156,8 @@ def restore_(model: nn.Module) -> Replacement:
         for buffer, dtype in layer.__dict__.get("_narrow", {}).items():
             stored = layer.get_buffer(buffer)
             layer._buffers[buffer] = stored.to(dtype)
+        if original is nn.SyncBatchNorm:
+            layer.process_group = layer._part.process_group  # pyright: ignore
         for attribute in _ADDED:
             layer.__dict__.pop(attribute, None)
         layer.__class__ = original
@@ -220,10 +224,10 @@ def _tail(layer: Any) -> Tail | None:
     cls = type(layer)
     if not isinstance(layer, BatchNormBase):
         target = _target(layer)
-        if isinstance(target, str):
+        if isinstance(target, str) or target is SyncBatchNorm:
             return None
         return "drop_act" if issubclass(target, _Act) else "none"
-    if cls._normalize is not BatchNormBase._normalize:
+    if cls._normalize is not BatchNormBase._normalize or layer._part is not None:
         return None
     tails: dict[Any, Tail] = {
         BatchNormBase.forward: "none",

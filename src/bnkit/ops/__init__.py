@@ -12,6 +12,8 @@ from bnkit.ops.ghost import ghost_moments as ghost_moments
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_step as batch_norm_step
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train
+from bnkit.ops.pooled import Pool as Pool
+from bnkit.ops.pooled import batch_norm_pooled as batch_norm_pooled
 from bnkit.ops.registry import Explanation as Explanation
 from bnkit.ops.registry import KernelUnavailableError as KernelUnavailableError
 from bnkit.ops.registry import explain as explain

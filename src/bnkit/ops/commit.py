@@ -35,7 +35,9 @@ def commit_statistics(
         nonfinite: As `Update` has it.
     """
     update = Update(buffers, ema_weight, nonfinite)
-    if in_memory(update, batch.mean.dtype) and is_plain(batch[1:]):
+    # a count that is no whole number is a sum of weights
+    whole = isinstance(batch.count, int)
+    if whole and in_memory(update, batch.mean.dtype) and is_plain(batch[1:]):
         numba_cpu.commit(update, (batch.mean, batch.m2, batch.count))
         return
     tensors = [b for b in buffers if b is not None]
@@ -98,9 +100,10 @@ class _Commit(Function):
         mean, m2 = (
             _to_front(v, d, info.batch_size) for v, d in zip((mean, m2), in_dims[:2], strict=True)
         )
-        whole = Moments(count, mean[0], m2[0])
+        counts = _counts(count, in_dims[2], info.batch_size)
+        whole = Moments(counts[0], mean[0], m2[0])
         for i in range(1, info.batch_size):
-            whole = merge(whole, Moments(count, mean[i], m2[i]))
+            whole = merge(whole, Moments(counts[i], mean[i], m2[i]))
         out = _Commit.apply(whole.mean, whole.m2, whole.count, update, *tensors)
         return out, None
 
@@ -109,13 +112,19 @@ def _each_slice(size: int, in_dims: tuple, inputs: tuple) -> Tensor:
     """Statistics that are batched themselves, as an ensemble's are: each slice updates its own."""
     mean, m2, count, update, *tensors = inputs
     out = mean.new_zeros(())
+    counts = _counts(count, in_dims[2], size)
     for i in range(size):
         parts = [
             v if d is None else v.select(d, i)
             for v, d in zip((mean, m2, *tensors), (*in_dims[:2], *in_dims[4:]), strict=True)
         ]
-        out = _Commit.apply(parts[0], parts[1], count, update, *parts[2:])
+        out = _Commit.apply(parts[0], parts[1], counts[i], update, *parts[2:])
     return out
+
+
+def _counts(count: Any, dim: int | None, size: int) -> Any:
+    """The count of each slice: one number for all, or sums of weights."""
+    return [count] * size if dim is None else count.movedim(dim, 0)
 
 
 def _to_front(v: Tensor, dim: int | None, size: int) -> Tensor:

@@ -251,7 +251,7 @@ class _TrainEager(Function):
 
 
 # Function.apply without its preparations for torch.func, which is ruled out before
-_apply_eager: Any = super(Function, _TrainEager).apply
+_apply_eager: Any = super(Function, _TrainEager).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _EvalEager(Function):
