@@ -113,19 +113,20 @@ def channel_moments(x: Any, c: int, like: Any, found: Any) -> None:
     fold = fold_of(c)
     rows = x.size // c
     whole = rows // fold
-    table = room(3, c * fold, like)
+    center, sums = room(1, c * fold, like).ravel(), room(2, c * fold, found).ravel()
     partial = np.empty((fold + 1, 2, c))
     counts = np.empty(fold + 1)
-    wide = np.empty((2, c * fold))
-    for rest in range(2):
+    wide = found if fold == 1 else np.empty((2, c * fold))
+    for rest in range(1 if fold == 1 else 2):
         width = c if rest else c * fold
         count = rows - whole * fold if rest else whole
-        rows_moments(x[rest * whole * fold * c :], count, wide[:, :width], table)
-        for j in range(width // c):
+        rows_moments(x[rest * whole * fold * c :], count, wide[:, :width], center, sums)
+        for j in range(width // c if fold > 1 else 0):
             group = fold if rest else j
             counts[group] = count
             copy(wide, j * c, partial[group])
-    merge_moments(partial, counts, found)
+    if fold > 1:
+        merge_moments(partial, counts, found)
 
 
 @compiled
@@ -173,7 +174,7 @@ def _channels_sums(
     fold = fold_of(c)
     whole = (rows[1] - rows[0]) // fold
     wide = np.empty((2, c * fold))
-    sums = room(2, c * fold, affine)
+    sums = room(2, c * fold, found)
     for i in range(2):
         for k in range(c):
             found[i, k] = 0.0

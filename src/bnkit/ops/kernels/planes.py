@@ -1,19 +1,23 @@
 """Loops over `(n, c, s)` with contiguous planes of s values: NCHW, NCL.
 
 A block of neighbouring channels is worked through at a time: its statistics, then its output.
-The second reading then comes from the cache, and memory is read once and written once. Deviations
-from a center are summed over a few short planes, or a piece of a long one, in the precision of
-x, once themselves and once squared; then they are merged in double precision (Chan, Golub &
-LeVeque 1983; theory page, equation 9). The center is the mean so far, and the mean of the first
-plane at the start. One far from its planes costs no digits of the result: the distance is then
-part of the variance itself.
+The second reading then comes from the cache, and memory is read once and written once.
+
+Deviations from a center are summed over a few short planes, or a piece of a long one, once
+themselves and once squared, and merged in double precision (Chan, Golub & LeVeque 1983; theory
+page, equation 9). The center is near the mean so far, and near that of the first plane at the
+start. One far from its planes costs no digits of the result: the distance is then part of the
+variance itself.
 """
 
 import math
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from bnkit.ops.kernels.activations import activate, through
+from bnkit.ops.kernels.centers import center_near
 from bnkit.ops.kernels.compiled import compiled, specialized
 from bnkit.ops.kernels.vector import (
     fma,
@@ -26,11 +30,12 @@ from bnkit.ops.kernels.vector import (
     store,
     store_part,
     total,
+    widen,
 )
 
-# Values summed in the precision of x: at least so many, of at most so many planes (more would
-# fight for the same lines of the first cache), and of a long plane at most so many.
-_TOGETHER = 512
+# Values summed around one center: at least so many, of at most so many planes (more would fight
+# for the same lines of the first cache), and of a long plane at most so many.
+_TOGETHER = 1024
 _PLANES = 8
 _PIECE = 2048
 
@@ -43,10 +48,24 @@ sums: Any = None
 
 @compiled
 def _deviations(x: Any, first: int, planes: Any, s: int, center: Any) -> Any:
-    """Sums of x - center and of its square over planes: (how many, stride) from a first value."""
+    """Sums of x - center and of its square over planes: (how many, stride) from a first value.
+
+    Four terms at most are added in the precision of x before they enter the first sum: the mean
+    is then as good as float32 can store it. The second has no cancellation to fear.
+
+    Args:
+        x: Flat values.
+        first: Index of the first value.
+        planes: How many, and how far apart.
+        s: Values of each.
+        center: In the precision of the computation.
+
+    Returns:
+        Both sums, float64.
+    """
     size = lanes(x)
     c, zero = spread(center), spread(number(x, 0))
-    a0, a1, a2, a3 = zero, zero, zero, zero
+    a = widen(zero)
     q0, q1, q2, q3 = zero, zero, zero, zero
     for i in range(planes[0]):
         k = first + i * planes[1]
@@ -54,21 +73,25 @@ def _deviations(x: Any, first: int, planes: Any, s: int, center: Any) -> Any:
         while k + 4 * size <= end:
             d0, d1 = load(x, k) - c, load(x, k + size) - c
             d2, d3 = load(x, k + 2 * size) - c, load(x, k + 3 * size) - c
-            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
+            a += widen((d0 + d1) + (d2 + d3))
             q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
             k += 4 * size
+        few = zero
         while k + size <= end:
             d0 = load(x, k) - c
-            a0, q0 = a0 + d0, fma(d0, d0, q0)
+            few += d0
+            q0, q1, q2, q3 = q1, q2, q3, fma(d0, d0, q0)
             k += size
         if k < end:
             d1 = keep(load_part(x, k, end - k) - c, end - k)
-            a1, q1 = a1 + d1, fma(d1, d1, q1)
-    return total((a0 + a1) + (a2 + a3)), total((q0 + q1) + (q2 + q3))
+            few += d1
+            q1 = fma(d1, d1, q1)
+        a += widen(few)
+    return total(a), total((q0 + q1) + (q2 + q3))
 
 
 @compiled
-def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> None:
+def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any, centers: Any) -> None:
     """Mean and m2 (float64) of a range of channels.
 
     Args:
@@ -77,14 +100,16 @@ def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> Non
         channels: First and past the last channel.
         mean: Written at these channels.
         m2: Written at these channels.
+        centers: Room for a value per channel, in the precision of the computation.
     """
     n, c, s = shape
     piece = min(s, _PIECE)
     group = max(1, min(_PLANES, _TOGETHER // s))
     for ch in range(channels[0], channels[1]):
         value = total(load_part(x, ch * s, 1))
-        a, _ = _deviations(x, ch * s, (1, 0), piece, number(x, value))
-        mean[ch] = value + a / piece
+        a, q = _deviations(x, ch * s, (1, 0), piece, number(x, value))
+        centers[ch] = center_near(x, value + a / piece, (q - a * (a / piece)) / piece)
+        mean[ch] = 0.0
         m2[ch] = 0.0
     count = 0.0
     for i in range(0, n, group):
@@ -92,14 +117,15 @@ def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any) -> Non
         for k in range(0, s, piece):
             length = min(piece, s - k)
             values = planes * length
-            inverse, share = 1.0 / values, values / (count + values)
+            inverse, share, every = 1.0 / values, values / (count + values), 1 / (count + values)
             for ch in range(channels[0], channels[1]):
-                center = number(x, mean[ch])
+                center = centers[ch]
                 a, q = _deviations(x, (i * c + ch) * s + k, (planes, c * s), length, center)
                 left = a * inverse
                 delta = center + left - mean[ch]
                 mean[ch] += delta * share
                 m2[ch] += (q - a * left) + delta * delta * (count * share)
+                centers[ch] = center_near(x, mean[ch], m2[ch] * every)
             count += values
 
 
@@ -147,16 +173,12 @@ def planes_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
 def scale_and_shift(channels: Any, values: int, eps: float, given: Any, affine: Any) -> None:
     """Rows mean, scale and shift of `affine` from `given`: (weight, bias, mean, m2)."""
     weight, bias, mean, m2 = given
+    inverse = 1.0 / values
     for ch in range(channels[0], channels[1]):
         affine[0, ch] = mean[ch]
-        affine[1, ch] = 1.0 / math.sqrt(m2[ch] / values + eps)
-        affine[2, ch] = 0.0
-    if weight.size:
-        for ch in range(channels[0], channels[1]):
-            affine[1, ch] = weight[ch] / math.sqrt(m2[ch] / values + eps)
-    if bias.size:
-        for ch in range(channels[0], channels[1]):
-            affine[2, ch] = bias[ch]
+        numerator = np.float64(weight[ch]) if weight.size else 1.0
+        affine[1, ch] = numerator / math.sqrt(m2[ch] * inverse + eps)
+        affine[2, ch] = bias[ch] if bias.size else 0.0
 
 
 def _run_sums(

@@ -117,7 +117,7 @@ def _run_train(a: Any, part: int, parts: int) -> None:
     block = _in_cache(n, s, x.itemsize)
     for first in range(begin, end, block):
         channels = (first, min(first + block, end))
-        planes_moments(x, (n, c, s), channels, mean, m2)
+        planes_moments(x, (n, c, s), channels, mean, m2, affine[0])
         scale_and_shift(channels, n * s, eps, (weight, bias, mean, m2), affine)
         planes(x, added, y, (n, c, s), channels, affine, slope)
         for ch in range(channels[0], channels[1]):
@@ -159,7 +159,9 @@ def _run_moments(a: Any, part: int, parts: int) -> None:
         if part == 0:
             copy(_merged(partial, n * s, parts), 0, statistics)
         return
-    planes_moments(x, (n, c, s), _share(c, part, parts), statistics[0], statistics[1])
+    channels = _share(c, part, parts)
+    centers = np.empty(c, dtype)
+    planes_moments(x, (n, c, s), channels, statistics[0], statistics[1], centers)
 
 
 @cache

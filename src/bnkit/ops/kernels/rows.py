@@ -1,32 +1,37 @@
 """Loops over rows of channels: `(m, c)` with contiguous rows, as NHWC, NLC and `(N, C)` are.
 
-Deviations from a center are summed over blocks of rows in the precision of x, once themselves and
-once squared; then they are merged in double precision (theory page, equation 9). The center is
-the mean so far, and that of the first rows at the start. One far from its block costs no digits
-of the result: the distance is then part of the variance itself.
+Deviations from a center are summed over blocks of rows, once themselves and once squared: a few
+terms in the precision of x, the rest in double precision, in which blocks are merged too (theory
+page, equation 9). The center is near the mean so far, and near that of the first rows at the
+start. One far from its block costs no digits of the result: the distance is then part of the
+variance itself.
 
-Eight rows are read side by side, so that a running sum is loaded and stored once for eight values.
+Several rows are read side by side, so that a sum is loaded and stored once for all of them.
 """
 
 from functools import cache
 from typing import Any
 
 from bnkit.ops.kernels.activations import activate, through
+from bnkit.ops.kernels.centers import center_near
 from bnkit.ops.kernels.compiled import compiled, specialized
 from bnkit.ops.kernels.vector import (
+    accumulate,
     fma,
     lanes,
     load,
     load_part,
+    number,
     spread,
     store,
     store_part,
+    widen,
 )
 
-# Rows summed in the precision of x.
+# Rows summed around one center.
 _BLOCK = 128
 # Rows read side by side: by the moments, and by the sums of the backward pass.
-_TOGETHER = 8
+_TOGETHER = 16
 _SUMMED = 4
 # Rows written side by side, and how many values apart: the prefetchers follow few long streams
 # better than many short ones. An odd number of rows apart, so that the streams do not fall on the
@@ -43,54 +48,68 @@ write: Any = None
 
 
 @compiled
-def _add_deviations(x: Any, base: int, rows: int, width: int, sums: Any) -> None:
-    """Add a few rows to the running sums: (center, of x - center, of its square)."""
-    size, room = lanes(x), sums.size // 3
+def _add_deviations(x: Any, base: int, rows: int, width: int, center: Any, sums: Any) -> None:
+    """Add x - center and its square over a few rows to float64 sums, one after the other.
+
+    Eight terms at most are added in the precision of x before they enter the first sum: the mean
+    is then as good as float32 can store it.
+    """
+    size, room = lanes(x), center.size
+    zero = spread(number(x, 0))
     k = 0
     while k + size <= width:
-        c, a, q = load(sums, k), load(sums, room + k), load(sums, 2 * room + k)
+        c, a, q = load(center, k), zero, zero
         if rows == _TOGETHER:  # a count that the compiler knows
-            for i in range(_TOGETHER):
-                d = load(x, base + i * width + k) - c
-                a, q = a + d, fma(d, d, q)
+            wide = widen(zero)
+            for first in range(0, _TOGETHER, 8):
+                a, b = zero, zero
+                for i in range(first, first + 4):
+                    d = load(x, base + i * width + k) - c
+                    a, q = a + d, fma(d, d, q)
+                for i in range(first + 4, first + 8):
+                    d = load(x, base + i * width + k) - c
+                    b, q = b + d, fma(d, d, q)
+                wide += widen(a + b)
+            accumulate(sums, k, wide)
         else:
             for i in range(rows):
                 d = load(x, base + i * width + k) - c
                 a, q = a + d, fma(d, d, q)
-        store(sums, room + k, a)
-        store(sums, 2 * room + k, q)
+            accumulate(sums, k, a)
+        accumulate(sums, room + k, q)
         k += size
     if k < width:
-        c, a, q = load(sums, k), load(sums, room + k), load(sums, 2 * room + k)
+        c, a, q = load(center, k), zero, zero
         for i in range(rows):
             d = load_part(x, base + i * width + k, width - k) - c
             a, q = a + d, fma(d, d, q)
-        store(sums, room + k, a)
-        store(sums, 2 * room + k, q)
+        accumulate(sums, k, a)
+        accumulate(sums, room + k, q)
 
 
 @compiled
-def _block_deviations(x: Any, first: int, last: int, width: int, sums: Any) -> None:
-    for k in range(sums.size // 3, sums.size):
+def _block_deviations(x: Any, rows: Any, width: int, center: Any, sums: Any) -> None:
+    first, last = rows
+    for k in range(sums.size):
         sums[k] = 0
     for r in range(first, last, _TOGETHER):
-        _add_deviations(x, r * width, min(_TOGETHER, last - r), width, sums)
+        _add_deviations(x, r * width, min(_TOGETHER, last - r), width, center, sums)
 
 
 @compiled
-def rows_moments(x: Any, rows: int, found: Any, table: Any) -> None:
+def rows_moments(x: Any, rows: int, found: Any, center: Any, sums: Any) -> None:
     """Mean and m2 (float64) of the columns of a number of rows.
 
     Args:
         x: Flat values; a row has as many as `found`.
         rows: How many.
         found: Shape (2, width); written.
-        table: Room for three rows of whole vectors, in the precision of the computation.
+        center: Room for a row of whole vectors, in the precision of the computation.
+        sums: Room for two of them, float64.
     """
-    width, room = found.shape[1], table.shape[1]
-    sums = table.ravel()
+    width, room = found.shape[1], center.size
     for k in range(room):
-        sums[k] = 0
+        center[k] = 0
     for k in range(width):
         found[0, k] = 0.0
         found[1, k] = 0.0
@@ -98,22 +117,23 @@ def rows_moments(x: Any, rows: int, found: Any, table: Any) -> None:
     first, last = 0, min(_TOGETHER, rows)
     centered = False
     while first < rows:
-        _block_deviations(x, first, last, width, sums)
+        _block_deviations(x, (first, last), width, center, sums)
         n = last - first
         inverse, share = 1.0 / n, n / (count + n)
         if centered:
             for k in range(width):
-                a, q = sums[room + k], sums[2 * room + k]
+                a, q = sums[k], sums[room + k]
                 left = a * inverse
-                delta = sums[k] + left - found[0, k]
+                delta = center[k] + left - found[0, k]
                 found[0, k] += delta * share
                 found[1, k] += (q - a * left) + delta * delta * (count * share)
-                sums[k] = found[0, k]
+                center[k] = center_near(x, found[0, k], found[1, k] / (count + n))
             count += n
             first = last
         else:
             for k in range(width):
-                sums[k] = sums[room + k] * inverse
+                a, q = sums[k], sums[room + k]
+                center[k] = center_near(x, a * inverse, (q - a * (a * inverse)) * inverse)
             centered = True
         last = min(first + _BLOCK, rows)
 
@@ -182,11 +202,11 @@ def _run_add_products(
     rows, width, stride, jump = shape
     size = lanes(x)
     room = sums.size // 2
-    steep = spread(slope)
+    steep, zero = spread(slope), spread(number(x, 0))
     k = 0
     while k + size <= width:
         m, w, b = load(affine, k), load(affine, stride + k), load(affine, 2 * stride + k)
-        p, q = load(sums, k), load(sums, room + k)
+        p, q = zero, zero
         for i in range(rows):
             at = base + i * jump + k
             d = load(x, at) - m
@@ -195,13 +215,13 @@ def _run_add_products(
                 z += load(added, at)
             g = carry(x, load(grad, at), z, steep)
             p, q = fma(g, d, p), q + g
-        store(sums, k, p)
-        store(sums, room + k, q)
+        accumulate(sums, k, p)
+        accumulate(sums, room + k, q)
         k += size
     left = width - k
     if left:
         m, w, b = load(affine, k), load(affine, stride + k), load(affine, 2 * stride + k)
-        p, q = load(sums, k), load(sums, room + k)
+        p, q = zero, zero
         for i in range(rows):
             at = base + i * jump + k
             d = load_part(x, at, left) - m
@@ -210,8 +230,8 @@ def _run_add_products(
                 z += load_part(added, at, left)
             g = carry(x, load_part(grad, at, left), z, steep)
             p, q = fma(g, d, p), q + g
-        store(sums, k, p)
-        store(sums, room + k, q)
+        accumulate(sums, k, p)
+        accumulate(sums, room + k, q)
 
 
 def _rows_sums(
@@ -220,22 +240,17 @@ def _rows_sums(
     width = found.shape[1]
     stride, flat = affine.shape[1], affine.ravel()
     sums, room = table.ravel(), table.shape[1]
+    for k in range(2 * room):
+        sums[k] = 0
+    for r in range(0, rows, _SUMMED):
+        at = r * width
+        if r + _SUMMED <= rows:  # a count that the compiler knows
+            add(grad, x, added, at, (_SUMMED, width, stride, width), flat, sums, slope)
+        else:
+            add(grad, x, added, at, (rows - r, width, stride, width), flat, sums, slope)
     for k in range(width):
-        found[0, k] = 0.0
-        found[1, k] = 0.0
-    for first in range(0, rows, _BLOCK):
-        last = min(first + _BLOCK, rows)
-        for k in range(2 * room):
-            sums[k] = 0
-        for r in range(first, last, _SUMMED):
-            at = r * width
-            if r + _SUMMED <= last:  # a count that the compiler knows
-                add(grad, x, added, at, (_SUMMED, width, stride, width), flat, sums, slope)
-            else:
-                add(grad, x, added, at, (last - r, width, stride, width), flat, sums, slope)
-        for k in range(width):
-            found[0, k] += sums[k]
-            found[1, k] += sums[room + k]
+        found[0, k] = sums[k]
+        found[1, k] = sums[room + k]
 
 
 @cache
@@ -249,7 +264,7 @@ def rows_sums(act: str, residual: bool) -> Any:  # noqa: FBT001
     Returns:
         `run(grad, x, added, rows, affine, found, table, slope)`; the rows of `found` (float64)
         are written with the column sums of g * (x - mean) and of g, the gradient before the
-        activation; `table` is room for two rows of whole vectors.
+        activation; `table` is room for two rows of whole vectors, float64.
     """
     carry = through(act)
     add = specialized(_run_add_products, act=act, residual=residual, carry=carry)

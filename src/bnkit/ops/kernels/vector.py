@@ -37,11 +37,12 @@ class Vector(types.Type):
 
     Args:
         dtype: float32 or float64.
+        lanes: How many values; by default, what 64 bytes hold.
     """
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: Any, lanes: int | None = None) -> None:
         self.dtype = dtype
-        self.lanes = _BYTES * 8 // dtype.bitwidth
+        self.lanes = lanes or _BYTES * 8 // dtype.bitwidth
         super().__init__(name=f"vector({dtype} x {self.lanes})")
 
 
@@ -114,6 +115,11 @@ def _narrowed(builder: Any, dtype: Any, value: Any) -> Any:
     return builder.trunc(kept, ir.VectorType(_INT16, lanes))
 
 
+def _in_double(builder: Any, value: Any) -> Any:
+    kind = ir.VectorType(ir.DoubleType(), value.type.count)
+    return value if value.type == kind else builder.fpext(value, kind)
+
+
 def _suffix(kind: ir.VectorType) -> str:
     letters = {ir.FloatType(): "f32", ir.DoubleType(): "f64", ir.HalfType(): "f16", _INT16: "i16"}
     return f"v{kind.count}{letters[kind.element]}"
@@ -180,6 +186,33 @@ def store_part(typing_context: Any, array: Any, index: Any, value: Any, left: An
 
 
 @_instruction
+def accumulate(typing_context: Any, array: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
+    """Add a vector to the values of a float64 array from an index on."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:  # noqa: ARG001
+        wide = _llvm(Vector(types.float64, value.lanes))
+        data = context.make_array(array)(context, builder, given[0]).data
+        pointer = builder.bitcast(builder.gep(data, [given[1]]), wide.as_pointer())
+        term = _in_double(builder, given[2])
+        size = array.dtype.bitwidth // 8
+        total = builder.fadd(builder.load(pointer, align=size), term)
+        builder.store(total, pointer, align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, value), generate
+
+
+@_instruction
+def widen(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """The same values in float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:  # noqa: ARG001
+        return _in_double(builder, given[0])
+
+    return Vector(types.float64, value.lanes)(value), generate
+
+
+@_instruction
 def keep(typing_context: Any, value: Any, left: Any) -> Any:  # noqa: ARG001
     """Zeros beyond the first `left` values."""
 
@@ -228,10 +261,7 @@ def total(typing_context: Any, a: Any) -> Any:  # noqa: ARG001
     """The sum of the values of a vector, in float64."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:  # noqa: ARG001
-        double = ir.DoubleType()
-        wide = given[0]
-        if wide.type.element != double:
-            wide = builder.fpext(wide, ir.VectorType(double, wide.type.count))
+        wide, double = _in_double(builder, given[0]), ir.DoubleType()
         name = f"llvm.vector.reduce.fadd.{_suffix(wide.type)}"
         return _call(builder, name, double, [double(0.0), wide], ("reassoc",))
 
