@@ -27,6 +27,7 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
 
     ranks: tuple[int, ...]
     on_nonfinite: NonFinitePolicy
+    inplace = False
     nonfinite_batches: Tensor | None
     _part: Part | None = None
 
@@ -80,6 +81,7 @@ class BatchNormBase(WithPolicy, _TorchBatchNorm):
             nonfinite_batches=self._left_out(input) if tracks and training else None,
             residual=residual,
             act=act,
+            inplace=self.inplace,
             on_nonfinite=self.on_nonfinite,
             where=where,
         )

@@ -5,9 +5,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bnkit.core import SpecError
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnkit.ops import activation
+from bnkit.ops import activation, invertible
 
 Values = Float[Tensor, "n c *spatial"]
 
@@ -15,9 +16,23 @@ Values = Float[Tensor, "n c *spatial"]
 class _WithActivation(BatchNormBase):
     """Adds the activation to a layer; its state_dict is that of the plain batch norm."""
 
-    def __init__(self, *args: Any, act: str | nn.Module | None = "relu", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        act: str | nn.Module | None = "relu",
+        inplace: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.act = activation(act)
+        self.inplace = inplace
+        if inplace and not invertible(self.act):
+            msg = (
+                f"{type(self).__name__}: inplace=True needs an activation that can be inverted, "
+                f"'none' or 'leaky_relu' with a positive slope, got {self.act.name!r}: the input "
+                "is computed from the output for the backward pass."
+            )
+            raise SpecError(msg)
 
     def forward(self, input: Values, residual: Values | None = None) -> Values:
         """`act(batch_norm(input) + residual)`."""
@@ -26,7 +41,8 @@ class _WithActivation(BatchNormBase):
     def extra_repr(self) -> str:
         """As the plain layer, with the activation."""
         slope = f"({self.act.slope:g})" if self.act.name == "leaky_relu" else ""
-        return f"{super().extra_repr()}, act={self.act.name}{slope}"
+        place = ", inplace=True" if self.inplace else ""
+        return f"{super().extra_repr()}, act={self.act.name}{slope}{place}"
 
 
 class BatchNormAct2d(_WithActivation, BatchNorm2d):
@@ -46,10 +62,15 @@ class BatchNormAct2d(_WithActivation, BatchNorm2d):
         dtype: Dtype of the parameters.
         bias: Learn a bias, where `affine`.
         on_nonfinite: As in `BatchNorm2d`.
-        act: `"relu"`, `"leaky_relu"`, `"silu"`, `"none"` or the torch module of one of them.
+        act: `"relu"`, `"relu6"`, `"leaky_relu"`, `"silu"`, `"none"` or the torch module of one of
+            them.
+        inplace: In training, write the output over the input and compute the input again for the
+            backward pass: one array less is kept for each layer. For `"none"` and `"leaky_relu"`.
+            A call whose input cannot be written over or recovered (a leaf, a view, 16 bits,
+            weights near zero: `bnkit.ops.not_in_place` names it) is computed as usual.
 
     Raises:
-        SpecError: Another activation.
+        SpecError: Another activation, or `inplace` with one that has no inverse.
         InputError: As in `BatchNorm2d`, or a residual that is not shaped like the input.
 
     Example:

@@ -34,6 +34,7 @@ def batch_norm(
     nonfinite_batches: Int[Tensor, ""] | None = None,
     residual: Float[Tensor, "n c *spatial"] | None = None,
     act: Activation = IDENTITY,
+    inplace: bool = False,
     on_nonfinite: NonFinitePolicy = "propagate",
     where: Callable[[], str] = lambda: "batch_norm",
 ) -> Float[Tensor, "n c *spatial"]:
@@ -56,6 +57,7 @@ def batch_norm(
         nonfinite_batches: Incremented by each batch that was left out.
         residual: Added before the activation; shaped like the input.
         act: Fused behind the batch norm; `bnkit.ops.activation` makes it from a name.
+        inplace: Write over the input in training where that can be undone, as the layers do.
         on_nonfinite: Whether a batch with NaN or infinity enters the running statistics.
             `"propagate"` is what torch does; the layers use `"skip"`.
         where: Called for the name at the head of an error message.
@@ -104,6 +106,7 @@ def batch_norm(
         residual=residual,
         act=act,
         update=Update(buffers, momentum, on_nonfinite),
+        inplace=inplace,
     )
     if input.numel() == 0:
         warnings.warn(

@@ -4,11 +4,13 @@ from bnkit.ops import schema as schema  # registers the operators and the kernel
 from bnkit.ops.activation import IDENTITY as IDENTITY
 from bnkit.ops.activation import Activation as Activation
 from bnkit.ops.activation import activation as activation
+from bnkit.ops.activation import invertible as invertible
 from bnkit.ops.commit import commit_by as commit_by
 from bnkit.ops.commit import commit_statistics as commit_statistics
 from bnkit.ops.ghost import batch_moments as batch_moments
 from bnkit.ops.ghost import ghost_batch_norm_train as ghost_batch_norm_train
 from bnkit.ops.ghost import ghost_moments as ghost_moments
+from bnkit.ops.inplace import not_in_place as not_in_place
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_step as batch_norm_step
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train

@@ -43,6 +43,11 @@ class Activation(NamedTuple):
 IDENTITY = Activation()
 
 
+def invertible(act: Activation) -> bool:
+    """Whether what is before the activation follows from what is behind it."""
+    return act.name == "none" or (act.name == "leaky_relu" and act.slope > 0)
+
+
 def activation(given: "str | nn.Module | Activation | None") -> Activation:
     """The activation that a name, a module or None stands for.
 

@@ -20,6 +20,7 @@ from bnkit.core import Moments, moments, normalize_jvp, upcast
 from bnkit.ops import frozen
 from bnkit.ops.activation import IDENTITY, Activation
 from bnkit.ops.commit import commit_statistics, in_memory
+from bnkit.ops.inplace import apply_in_place, not_in_place
 from bnkit.ops.kernels import reference
 from bnkit.ops.kernels.reference import REFERENCE
 from bnkit.ops.plain import has_tangents, is_batched, is_plain
@@ -63,6 +64,7 @@ def batch_norm_step(
     residual: Float[Tensor, "n c *spatial"] | None = None,
     act: Activation = IDENTITY,
     update: Update | None = None,
+    inplace: bool = False,
 ) -> Train:
     """As `batch_norm_train`; also averages the batch into running statistics.
 
@@ -74,6 +76,8 @@ def batch_norm_step(
         residual: Added before the activation, or None.
         act: The activation.
         update: What to do with the statistics, if anything; an empty batch changes nothing.
+        inplace: Write over x where `bnkit.ops.not_in_place` has no reason against it, and compute
+            it again for the backward pass.
 
     Returns:
         `y` and the statistics of the batch.
@@ -89,9 +93,12 @@ def batch_norm_step(
         kernel = choose(x, residual)
         direct = update if kernel.updates and _can_write(update, x) else None
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            found: list[Any] = []
-            y = _apply_eager(*tensors, (kernel, affine, direct, found))
-            statistics = found[0]
+            if inplace and not_in_place(x, affine) is None:
+                y, statistics = apply_in_place(tensors, kernel, affine, direct, _gradients)
+            else:
+                found: list[Any] = []
+                y = _apply_eager(*tensors, (kernel, affine, direct, found))
+                statistics = found[0]
         else:
             y, statistics = kernel.train(x, affine, direct)
         if direct is not None:

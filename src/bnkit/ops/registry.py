@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bnkit.core import BatchNormError, SpecError
 from bnkit.ops.activation import IDENTITY, Activation
-from bnkit.ops.update import Update
 
 
 class KernelUnavailableError(BatchNormError, RuntimeError):
@@ -75,8 +74,8 @@ class Kernel:
     Attributes:
         name: What `use_kernel` and `BNKIT_KERNEL` call it.
         refuses: `refuses(x, residual) -> reason` why it cannot run that input, or None.
-        train: `train(x, affine, update) -> Train`; what to do with the statistics is given only
-            to kernels that do it.
+        train: `train(x, affine, update, out) -> Train`; what to do with the statistics is given
+            only to kernels that do it, and `out`, which may be x, may be left aside.
         backward: `backward(grad_y, x, affine, mean, m2) -> Backward`.
         evaluate: `evaluate(x, mean, var, affine) -> y`.
         moments: `moments(x) -> (mean, m2)` of a batch, to be merged with those of others.
@@ -85,7 +84,7 @@ class Kernel:
 
     name: str
     refuses: Callable[[Tensor, Tensor | None], str | None]
-    train: Callable[[Tensor, Affine, Update | None], Train]
+    train: Callable[..., Train]
     backward: Callable[[Tensor, Tensor, Affine, Tensor, Tensor], Backward]
     evaluate: Callable[[Tensor, Tensor, Tensor, Affine], Tensor]
     moments: Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -80,12 +80,24 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-def train(x: Tensor, affine: Affine, update: Update | None = None) -> Train:
-    """Training forward; averages the batch into running statistics where asked."""
+def train(
+    x: Tensor, affine: Affine, update: Update | None = None, out: Tensor | None = None
+) -> Train:
+    """Training forward; averages the batch into running statistics where asked.
+
+    Args:
+        x: Input.
+        affine: What follows the normalization.
+        update: What to do with the statistics.
+        out: Where to write, lying in memory as x does, or x itself; None allocates.
+
+    Returns:
+        Output and statistics.
+    """
     openmp, regions, _ = _compiled()
     memory = known_memory(x)
     n, c, s = memory.shape
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     parts, partial = _threads(x, memory)
     statistics = _computed(x, (2, c))
     # named, so that copies live until the loop has read them

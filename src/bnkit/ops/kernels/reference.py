@@ -57,7 +57,9 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return batch.mean, batch.m2
 
 
-def train(x: Tensor, affine: Affine, _update: Update | None = None) -> Train:
+def train(
+    x: Tensor, affine: Affine, _update: Update | None = None, _out: Tensor | None = None
+) -> Train:
     """Normalize by the statistics of the batch, add the residual, activate."""
     mean, m2 = batch_moments(x)
     return Train(_finish(x, affine, mean, m2 / max(count(x), 1)), (mean, m2))

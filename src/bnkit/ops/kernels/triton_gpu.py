@@ -67,7 +67,9 @@ def moments(x: Tensor) -> Moments:
         return Moments(_count(shape), *forward.merge_moments(x, shape, partial))
 
 
-def train(x: Tensor, affine: Affine, _update: Update | None = None) -> Train:
+def train(
+    x: Tensor, affine: Affine, _update: Update | None = None, _out: Tensor | None = None
+) -> Train:
     """Training forward."""
     count, mean, m2 = moments(x)
     return Train(_normalized(x, (mean, m2, count), affine), (mean, m2))
