@@ -51,7 +51,7 @@ write: Any = None
 def _add_deviations(x: Any, base: int, rows: int, width: int, center: Any, sums: Any) -> None:
     """Add x - center and its square over a few rows to float64 sums, one after the other.
 
-    Eight terms at most are added in the precision of x before they enter the first sum: the mean
+    Four terms at most are added in the precision of x before they enter the first sum: the mean
     is then as good as float32 can store it.
     """
     size, room = lanes(x), center.size
@@ -69,7 +69,7 @@ def _add_deviations(x: Any, base: int, rows: int, width: int, center: Any, sums:
                 for i in range(first + 4, first + 8):
                     d = load(x, base + i * width + k) - c
                     b, q = b + d, fma(d, d, q)
-                wide += widen(a + b)
+                wide += widen(a) + widen(b)
             accumulate(sums, k, wide)
         else:
             for i in range(rows):
