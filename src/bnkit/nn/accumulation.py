@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 
 from bnkit.core import ConversionError, Moments, merge
+from bnkit.nn.axis_state import AxisState
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.pooled import Part, commit
 from bnkit.ops import Pool, StatisticsBuffers
@@ -32,6 +33,10 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     too; what the statistics policy of a layer does not count is not merged. Costs 2 C numbers per
     layer. Compiled layers are compiled once more for it.
 
+    The groups of ghost batch norms are those of the one big batch, and enter as there; on a GPU
+    one bad batch leaves out all of such a layer. Batch renormalization compares each micro-batch
+    with the statistics before the first.
+
     Args:
         model: Any module; one optimizer step of it stands in the `with`.
 
@@ -39,7 +44,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ConversionError: A batch norm of torch in training mode; call `replace_` first.
+        ConversionError: A batch norm of torch in training mode; call `replace_` first. A
+            `DifferentiableBatchNorm`, whose statistics cannot wait.
 
     Example:
         >>> import torch, bnkit
@@ -50,7 +56,7 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         >>> float(model[0].running_mean), int(model[0].num_batches_tracked)
         (3.0, 1)
     """
-    layers = batch_norms("accumulate", model)
+    layers = batch_norms("accumulate", model, "at_once")
     parts = [_Accumulated(layer._part) for layer in layers]
     with attached(layers, parts):
         yield
@@ -58,12 +64,13 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         part.finish(layer)
 
 
-def batch_norms(where: str, model: nn.Module) -> list[Any]:
+def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
     """The batch norms of a model that can take part in a larger batch.
 
     Args:
         where: Head of the error message.
         model: Any module.
+        excuse: The attribute of a layer that says why it cannot.
 
     Returns:
         Each layer once.
@@ -72,15 +79,28 @@ def batch_norms(where: str, model: nn.Module) -> list[Any]:
         ConversionError: A batch norm that is not bnkit's, in training mode.
     """
     for name, layer in model.named_modules():
-        foreign = isinstance(layer, _TorchBatchNorm) and not isinstance(layer, BatchNormBase)
-        if foreign and layer.training:
+        ours = isinstance(layer, (BatchNormBase, AxisState))
+        if isinstance(layer, _TorchBatchNorm) and not ours and layer.training:
             msg = (
                 f"{where}: expected the batch norms of bnkit, got {name!r} ({type(layer).__name__} "
                 "of torch, or not initialized yet). Call bnkit.nn.replace_(model) first, and run "
                 "lazy layers once."
             )
             raise ConversionError(msg)
-    return [m for m in model.modules() if isinstance(m, BatchNormBase)]
+        reason = getattr(layer, excuse, None) if ours and layer.training else None
+        if reason is not None:
+            raise ConversionError(f"{where}: {refused(name, layer, reason)}")
+    return [m for m in model.modules() if isinstance(m, (BatchNormBase, AxisState))]
+
+
+def refused(name: str, layer: nn.Module, reason: str) -> str:
+    """A sentence about a layer that cannot take part."""
+    called = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
+    return (
+        f"expected layers whose batch may be a part of a larger one, got {called}: {reason}. "
+        "Nothing was changed. bnkit.nn.plain_(model) makes it a plain batch norm, eval mode or "
+        "bnkit.nn.freeze_ takes it out."
+    )
 
 
 @contextmanager
@@ -110,6 +130,8 @@ class _Accumulated:
         self.below = below
         self.whole: Moments | None = None
         self.buffers = StatisticsBuffers(None, None)
+        self.groups: list[Moments] = []
+        self.take: Callable[[list[Moments]], None] | None = None
 
     def __str__(self) -> str:
         return "accumulating=True" if self.below is None else f"{self.below}, accumulating=True"
@@ -129,8 +151,25 @@ class _Accumulated:
             whole = _finite(whole, buffers)
         self.whole = whole if self.whole is None else merge(self.whole, whole, xp=xp)
 
+    def collect(
+        self,
+        layer: Any,
+        buffers: Any,
+        groups: list[Moments],
+        take: Callable[[list[Moments]], None],
+    ) -> None:
+        """Note the groups of one micro-batch of a layer that commits by a rule of its own."""
+        if layer.on_nonfinite != "propagate" and _is_bad(groups):
+            if buffers.nonfinite_batches is not None:
+                buffers.nonfinite_batches.add_(1)
+            return
+        self.groups += groups
+        self.take = take
+
     def finish(self, layer: Any) -> None:
         """Commit what has come together, if anything."""
+        if self.take is not None:
+            self.take(self.groups)
         if self.whole is None:
             return
         count, _, m2 = self.whole
@@ -140,6 +179,14 @@ class _Accumulated:
         nothing = torch.as_tensor(count <= 1, device=m2.device)
         whole = self.whole._replace(m2=m2.masked_fill(nothing, torch.nan))
         (commit if self.below is None else self.below.commit)(layer, self.buffers, whole)
+
+
+def _is_bad(groups: list[Moments]) -> bool:
+    """Whether there is NaN or infinity; not asked where the answer would have to be waited for."""
+    first = groups[0].mean
+    if not is_plain((first,)) or first.device.type != "cpu":
+        return False
+    return not all(bool(torch.isfinite(v).all()) for g in groups for v in (g.mean, g.m2))
 
 
 def _finite(whole: Moments, buffers: StatisticsBuffers) -> Moments:

@@ -13,14 +13,17 @@ from bnkit.nn.renorm_buffers import (
     reset_renorm_buffers,
     seed_renorm_buffers,
 )
+from bnkit.nn.statistics_policy import WithPolicy
 from bnkit.nn.wide import converted_widely
 
 STATISTICS = ("running_mean", "running_var")
 
 
-class AxisState(nn.Module):
+class AxisState(WithPolicy, nn.Module):
     """What a `BatchNorm` keeps; not for direct use."""
 
+    alone = "its channels may be any axes; put layer.plain(ndim) in its place"
+    track_running_stats = True
     num_features: tuple[int, ...]
     initializers: dict[str, Initializer]
     ghost: Ghost | None
@@ -44,7 +47,10 @@ class AxisState(nn.Module):
                 parameter.requires_grad_(self._trainable)
 
     def reset_running_stats(self) -> None:
-        """The statistics before the first batch."""
+        """The statistics before the first batch; a frozen layer keeps its own and warns."""
+        if self._thaw is not None:
+            super().reset_running_stats()
+            return
         for name in STATISTICS:
             initialize_(f"BatchNorm: {name}", getattr(self, name), self.initializers[name])
         self.num_batches_tracked.zero_()

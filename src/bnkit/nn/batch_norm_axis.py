@@ -222,8 +222,7 @@ class BatchNorm(AxisState):
         flat = {n: _flat(getattr(self, n)) for n in ("weight", "bias", *STATISTICS)}
         check_tensors(where, x, flat)
         affine = flat["weight"], flat["bias"]
-        frozen = not self.trainable and self.frozen_normalizes_with == "running"
-        if frozen or not self.training:
+        if not self._normalizes_with_the_batch():
             check_eval_eps(where, self.eps)
             statistics: Any = flat["running_mean"], flat["running_var"]
             return channels.back(ops.batch_norm_eval(x, statistics, *affine, self.eps), input)
@@ -234,10 +233,10 @@ class BatchNorm(AxisState):
         buffers = self._buffers_of(where, x)
         recipe = self._recipe(input)
         if self.adjustment is None:
-            y = channels.back(train_step(where, x, affine, buffers, recipe), input)
+            y = channels.back(train_step(where, self, x, affine, buffers, recipe), input)
         else:
-            xhat = channels.back(train_step(where, x, (None, None), buffers, recipe), input)
-            y = self._adjusted(xhat, channels)
+            xhat = train_step(where, self, x, (None, None), buffers, recipe)
+            y = self._adjusted(channels.back(xhat, input), channels)
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             self._report_nonfinite(where)
         return y
@@ -287,6 +286,10 @@ class BatchNorm(AxisState):
     _left_out = BatchNormBase._left_out
     _report_nonfinite = BatchNormBase._report_nonfinite
 
+    def _normalizes_with_the_batch(self) -> bool:
+        stopped = not self.trainable and self.frozen_normalizes_with == "running"
+        return self.training and self._policy.normalize == "batch" and not stopped
+
     def _where(self) -> str:
         named = qualified_name(self)
         return named if self.name is None else f"{self.name!r}, {named}"
@@ -310,7 +313,7 @@ class BatchNorm(AxisState):
             correction=self.correction,
             running_correction=stored,
             on_nonfinite=self.on_nonfinite,
-            updates=self.trainable,
+            updates=self.trainable and self._policy.counts(),
         )
 
     def _adjusted(self, xhat: Tensor, channels: ChannelAxes) -> Tensor:

@@ -11,6 +11,9 @@ from bnkit.core import ConversionError
 from bnkit.nn.domains import Domain, DomainBatchNorm, check_known, check_names, share_affine_
 from bnkit.nn.lazy import check_initialized
 from bnkit.nn.replace import Replacement
+from bnkit.nn.statistics_policy import WithPolicy
+
+_KINDS = (_TorchBatchNorm, WithPolicy)
 
 
 def add_domains_(
@@ -58,14 +61,14 @@ def add_domains_(
 
     check_names("add_domains_", domains)
     check_initialized("add_domains_", model)
-    if isinstance(model, _TorchBatchNorm):
+    if isinstance(model, _KINDS):
         msg = (
             f"add_domains_: expected a model that contains batch norms, got a "
             f"{type(model).__name__}, which cannot be replaced in place. Build a "
             "bnkit.nn.DomainBatchNorm, or put it into a torch.nn.Sequential."
         )
         raise ConversionError(msg)
-    return _exchange(model, _TorchBatchNorm, with_domains)
+    return _exchange(model, _KINDS, with_domains)
 
 
 def keep_domain_(model: nn.Module, name: str) -> Replacement:
@@ -92,12 +95,12 @@ def keep_domain_(model: nn.Module, name: str) -> Replacement:
     return _exchange(model, DomainBatchNorm, lambda layer: layer.of(name))
 
 
-def _exchange(model: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> Replacement:
+def _exchange(model: nn.Module, kind: Any, make: Callable[[Any], nn.Module]) -> Replacement:
     """Replace each layer of a kind wherever it is registered; a shared one stays shared."""
     places = [
         (f"{prefix}.{name}" if prefix else name, parent, name, child)
         for prefix, parent in model.named_modules()
-        if not isinstance(parent, (kind, DomainBatchNorm))
+        if not isinstance(parent, kind) and not isinstance(parent, DomainBatchNorm)
         for name, child in parent._modules.items()
         if isinstance(child, kind)
     ]

@@ -5,11 +5,12 @@ from typing import Any
 from torch import nn
 
 from bnkit.core import ConversionError
+from bnkit.nn.accumulation import refused
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.lazy import check_initialized
 from bnkit.nn.processes import Processes
 from bnkit.nn.replace import replace_, restore_
-from bnkit.nn.statistics_policy import DEFAULT
+from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -28,7 +29,9 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Mo
 
     Raises:
         ConversionError: A batch norm that cannot be converted without losing behaviour, that is
-            not initialized yet, or part of something else; nothing has been changed then.
+            not initialized yet, or part of something else, or whose batch cannot be a part of a
+            larger one (ghost batch norm, batch renormalization, `BatchNorm`,
+            `DifferentiableBatchNorm`); nothing has been changed then.
 
     Example:
         >>> import torch, bnkit
@@ -89,7 +92,11 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 def _check_free(model: nn.Module) -> None:
     check_initialized("convert_sync_batchnorm", model)
     for name, layer in model.named_modules():
-        part = getattr(layer, "_part", None) if isinstance(layer, BatchNormBase) else None
+        if not isinstance(layer, WithPolicy):
+            continue
+        if layer.alone is not None:
+            raise ConversionError(f"convert_sync_batchnorm: {refused(name, layer, layer.alone)}")
+        part = layer._part
         if part is not None and not isinstance(part, Processes):
             msg = (
                 f"convert_sync_batchnorm: expected layers outside of any context, got {name!r} "

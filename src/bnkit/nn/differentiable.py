@@ -14,6 +14,7 @@ from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.checks import check_eval_eps, check_rank, check_tensors
 from bnkit.nn.naming import qualified_name
 from bnkit.nn.recipe import Where
+from bnkit.nn.recompute import outside_of_checkpoint
 from bnkit.nn.variant import Values, Variant
 
 
@@ -28,6 +29,8 @@ class _Differentiable(Variant):
     """Keeps the running statistics of the last step in the graph, beside the buffers."""
 
     added = ("unroll", "live")
+    alone = "its live statistics are functions of the batch of one process"
+    at_once = "its live statistics are those of the last step"
     unroll: bool
     live: LiveStatistics | None
 
@@ -48,9 +51,13 @@ class _Differentiable(Variant):
 
     def _train_step(self, where: Where, input: Tensor) -> Tensor:
         del where
+        if not self._tracks:
+            return self._normalize(input)
         live = None
-        if torch.is_grad_enabled() and input.requires_grad and self.track_running_stats:
-            live = self._next(input)
+        if torch.is_grad_enabled() and input.requires_grad:
+            # activation checkpointing counts what a layer saves, and repeats without this
+            with outside_of_checkpoint():
+                live = self._next(input)
         y = self._normalize(input)
         self.live = live
         return y

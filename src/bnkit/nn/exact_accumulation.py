@@ -48,7 +48,9 @@ def accumulate_exactly(model: nn.Module, micro_batches: Iterable[Any], loss: Los
         InputError: No micro-batch; a loss that is no scalar with a gradient; batch norms that run
             in another order for another micro-batch, or in the backward pass; layers that are
             synchronized with other processes, or in another context.
-        ConversionError: A batch norm of torch in training mode; call `replace_` first.
+        ConversionError: A batch norm of torch in training mode; call `replace_` first. A layer
+            whose batch cannot be a part of a larger one: ghost batch norm, batch renormalization,
+            `BatchNorm`, `DifferentiableBatchNorm`.
 
     Example:
         >>> import torch, bnkit
@@ -63,7 +65,7 @@ def accumulate_exactly(model: nn.Module, micro_batches: Iterable[Any], loss: Los
     if not parts:
         msg = "accumulate_exactly: expected at least one micro-batch, got none. Give it the data."
         raise InputError(msg)
-    layers = batch_norms("accumulate_exactly", model)
+    layers = batch_norms("accumulate_exactly", model, "alone")
     _check_alone(layers)
     replay = _Replay()
     run = _Run(model, parts, loss, int(torch.randint(2**62, ())))

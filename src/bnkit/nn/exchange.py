@@ -113,6 +113,8 @@ def refusal(layer: _TorchBatchNorm, tail: Callable[[Any], Tail | None]) -> str |
         return "it is frozen or has a statistics policy of its own, which would be lost"
     if hasattr(layer, "parametrizations"):
         return f"{cls.__name__} is parametrized; remove the parametrization first"
+    if getattr(layer, "_part", None) is not None:
+        return f"it is {layer._part}; call revert_sync_batchnorm, or leave the context"
     if tail(layer) is None:
         return f"{cls.__name__} has a forward pass of its own"
     method = next((n for n, v in _own(cls).items() if _calls_super(v)), None)

@@ -15,6 +15,7 @@ class _Ghost(Variant):
     """Adds the division into groups; the state_dict is that of the plain batch norm."""
 
     added = ("ghost",)
+    alone = "its groups are parts of the batch of one process, and normalized alone"
     ghost: Ghost
 
     def __init__(
@@ -42,7 +43,7 @@ class _Ghost(Variant):
 
     def _train_step(self, where: Where, input: Tensor) -> Tensor:
         buffers = None
-        if self.track_running_stats:
+        if self._tracks:
             buffers = StatisticsBuffers(
                 self.running_mean,
                 self.running_var,
@@ -55,7 +56,7 @@ class _Ghost(Variant):
             ghost=self.ghost,
             on_nonfinite=self.on_nonfinite,
         )
-        return train_step(where, input, (self.weight, self.bias), buffers, recipe)
+        return train_step(where, self, input, (self.weight, self.bias), buffers, recipe)
 
     def extra_repr(self) -> str:
         """As the plain layer, with the groups."""

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 
 from bnkit.nn.statistics_policy import StatisticsPolicy, WithPolicy, batch_norms
 
@@ -35,7 +34,8 @@ class LayerPolicy:
         name: Its qualified name in the model.
         kind: Its class.
         mode: `"train"` or `"eval"`: what it was last asked for.
-        normalizes_with: `"batch"`, `"running"`, or `"running (frozen)"`.
+        normalizes_with: `"batch"`, `"running"`, `"running (frozen)"`, or `"running (not
+            trainable)"`, which a `BatchNorm` can be.
         updates: When a batch enters the running statistics.
         recomputation: Whether a pass repeated by activation checkpointing enters as well.
         nonfinite: What happens to a batch with NaN or infinity.
@@ -144,14 +144,19 @@ def _is_ours(layer: Any) -> bool:
     return isinstance(layer, WithPolicy)
 
 
-def _normalizes_with(layer: _TorchBatchNorm, ours: StatisticsPolicy | None) -> str:
+def _normalizes_with(layer: Any, ours: StatisticsPolicy | None) -> str:
     if ours is not None and ours.normalize == "running":
         return "running (frozen)"
+    stopped = getattr(layer, "frozen_normalizes_with", "batch") == "running"
+    if stopped and not layer.trainable:
+        return "running (not trainable)"
     return "batch" if layer.training or layer.running_mean is None else "running"
 
 
-def _updates(layer: _TorchBatchNorm, ours: StatisticsPolicy | None) -> str:
+def _updates(layer: Any, ours: StatisticsPolicy | None) -> str:
     if not layer.track_running_stats or layer.running_mean is None or not layer.training:
+        return "never"
+    if not getattr(layer, "trainable", True):
         return "never"
     if ours is None:
         return _UPDATES["forward"]
@@ -173,7 +178,7 @@ def _affine(layer: nn.Module) -> str:
     return "frozen"
 
 
-def _batches(layer: _TorchBatchNorm) -> int | None:
+def _batches(layer: Any) -> int | None:
     counter = layer.num_batches_tracked
     return None if counter is None or counter.device.type == "meta" else int(counter)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -22,12 +23,15 @@ from bnkit.core import (
     check_renorm_rule,
     ghost_slices,
     ghost_statistics,
+    merge,
 )
 from bnkit.nn.checks import check_finite
+from bnkit.nn.first_pass import of_first_pass
 from bnkit.ops import NonFinitePolicy, RenormBuffers, StatisticsBuffers
 from bnkit.ops.plain import is_plain
 
 Where = Callable[[], str]
+Commit = Callable[[list[Moments]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,7 @@ class Recipe:
 
 def train_step(
     where: Where,
+    layer: Any,
     x: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
     buffers: StatisticsBuffers | RenormBuffers | None,
@@ -125,6 +130,7 @@ def train_step(
 
     Args:
         where: Called for the name at the head of an error message.
+        layer: Whose batch it is; its `_part`, if it has one, commits later.
         x: Batch `(N, C, ...)`, checked.
         affine: Weight and bias, each or None.
         buffers: Changed in place; None = not kept.
@@ -135,23 +141,38 @@ def train_step(
     """
     whole = (slice(0, x.shape[0], 1),)
     slices = whole if recipe.ghost is None else recipe.ghost.slices(where, x)
-    if isinstance(buffers, RenormBuffers) and recipe.renorm is not None:
-        batch = _pooled(ops.ghost_moments(x, slices))
-        limits = recipe.renorm.limits.at(_count(buffers.num_batches_tracked))
-        r, d = ops.renorm_scale_shift(buffers, batch, limits, recipe.eps)
-        y, _ = _normalize(x, _corrected(affine, r, d), slices, recipe)
-        if recipe.updates:
-            reference = recipe.renorm.ema_weight
-            weights = recipe.ema_weight, recipe.ema_weight if reference is None else reference
-            policy = recipe.on_nonfinite
-            ops.commit_renorm(buffers, batch, weights, eps=recipe.eps, nonfinite=policy)
-        _stop_if_asked(where, recipe, [batch])
-        return y
-    y, groups = _normalize(x, affine, slices, recipe)
-    if isinstance(buffers, StatisticsBuffers) and recipe.updates:
-        _commit(buffers, groups, recipe)
+    if recipe.renorm is None:
+        y, groups = _normalize(x, affine, slices, recipe)
+    else:
+        y, groups = _renormalize(layer, x, affine, slices, (buffers, recipe))
+    if buffers is not None and recipe.updates:
+        finish: Commit = partial(_commit, buffers, recipe)
+        if layer._part is None:
+            finish(groups)
+        else:
+            layer._part.collect(layer, buffers, groups, finish)
     _stop_if_asked(where, recipe, groups)
     return y
+
+
+def _renormalize(
+    layer: Any,
+    x: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    slices: tuple[slice, ...],
+    rest: tuple[Any, Recipe],
+) -> tuple[Tensor, list[Moments]]:
+    buffers, recipe = rest
+    groups = ops.ghost_moments(x, slices)
+    batch = _pooled(groups)
+
+    def compare() -> tuple[Tensor, Tensor]:
+        limits = recipe.renorm.limits.at(_count(buffers.num_batches_tracked))  # pyright: ignore
+        return ops.renorm_scale_shift(buffers, batch, limits, recipe.eps)
+
+    r, d = of_first_pass(layer, batch, compare)
+    y = ops.ghost_normalize(x, *_corrected(affine, r, d), recipe.eps, slices=slices, groups=groups)
+    return y, groups
 
 
 def _corrected(
@@ -174,16 +195,24 @@ def _normalize(
     )
 
 
-def _commit(buffers: StatisticsBuffers, groups: list[Moments], recipe: Recipe) -> None:
+def _commit(buffers: Any, recipe: Recipe, groups: list[Moments]) -> None:
+    """Average the groups of one batch, or of all batches of a step, into the buffers."""
+    nonfinite = recipe.on_nonfinite
+    if recipe.renorm is not None:
+        reference = recipe.renorm.ema_weight
+        weights = recipe.ema_weight, recipe.ema_weight if reference is None else reference
+        batch = reduce(partial(merge, xp=xp), groups) if recipe.ghost is None else _pooled(groups)
+        ops.commit_renorm(buffers, batch, weights, eps=recipe.eps, nonfinite=nonfinite)
+        return
     running = "total" if recipe.ghost is None else recipe.ghost.running
-    if recipe.running_correction == 1 and running == "total" and len(groups) == 1:
-        ops.commit_statistics(buffers, groups[0], recipe.ema_weight, recipe.on_nonfinite)
+    if recipe.running_correction == 1 and running == "total":
+        ops.commit_statistics(
+            buffers, reduce(partial(merge, xp=xp), groups), recipe.ema_weight, nonfinite
+        )
         return
     for mean, var in ghost_statistics(groups, running, recipe.running_correction, xp=xp):
         # what is stored is m2 / (count - 1): with a count of 2, the variance itself
-        ops.commit_statistics(
-            buffers, Moments(2, mean, var), recipe.ema_weight, recipe.on_nonfinite
-        )
+        ops.commit_statistics(buffers, Moments(2, mean, var), recipe.ema_weight, nonfinite)
 
 
 def _pooled(groups: list[Moments]) -> Moments:

@@ -1,10 +1,30 @@
 """Telling a first forward pass from one that a backward pass repeats."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 _task = torch._C._current_graph_task_id
 _hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 _RECOMPUTATION = "_recomputation_hook."
+
+
+def outside_of_checkpoint() -> AbstractContextManager:
+    """A context in which saved tensors are saved as they are, whatever hooks there are."""
+    if torch.compiler.is_compiling() or _hooks(True) is None:  # noqa: FBT003
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def may_be_repeated() -> bool:
+    """Whether this forward pass has the marks of one that will be repeated.
+
+    Reentrant checkpointing runs it without gradients, the other form with hooks on saved tensors.
+
+    Returns:
+        True also for other passes like that; False for ordinary ones.
+    """
+    return not torch.is_grad_enabled() or _hooks(True) is not None  # noqa: FBT003
 
 
 def recomputing() -> bool:

@@ -25,6 +25,7 @@ class _Renorm(Variant):
     """Adds the reference statistics and the correction by them."""
 
     added = ("renorm", *renorm_names("plain"), *renorm_names("debiased"))
+    alone = "r and d compare the batch of one process with the running statistics"
     renorm: Renorm
 
     def __init__(
@@ -66,14 +67,16 @@ class _Renorm(Variant):
             ema_weight=self._ema_weight,
             renorm=self.renorm,
             on_nonfinite=self.on_nonfinite,
+            updates=self._tracks,
         )
         buffers = renorm_buffers(self, self._left_out(input))
-        return train_step(where, input, (self.weight, self.bias), buffers, recipe)
+        return train_step(where, self, input, (self.weight, self.bias), buffers, recipe)
 
     def reset_running_stats(self) -> None:
         """As in torch; the reference starts anew too."""
         super().reset_running_stats()
-        if "renorm" in self.__dict__:  # torch's constructor calls this too
+        # torch's constructor calls this too; a frozen layer keeps what it has
+        if "renorm" in self.__dict__ and self._thaw is None:
             reset_renorm_buffers(self)
 
     def extra_repr(self) -> str:

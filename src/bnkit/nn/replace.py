@@ -14,10 +14,12 @@ from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.batch_norm_act import BatchNormAct2d
 from bnkit.nn.checks import check_policy
+from bnkit.nn.domains import DomainBatchNorm
 from bnkit.nn.exchange import Exchange, Norm, Tail, exchange, is_exchanged, refusal, take_back
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
 from bnkit.nn.sync import SyncBatchNorm
+from bnkit.nn.variant import Variant
 from bnkit.ops import NonFinitePolicy
 
 _TWINS: dict[type, type] = {
@@ -122,13 +124,14 @@ def restore_(model: nn.Module) -> Replacement:
 
     The inverse of `replace_`: the same objects, parameters and buffers; statistics that were
     stored in 16 bits are stored so again, rounded once. Layers that were exchanged for another
-    normalization go all the way back, and layers that were synchronized are not any more.
+    normalization go all the way back, and so do ghost batch norms and batch renormalizations;
+    layers that were synchronized are not any more.
 
     Args:
         model: Any module.
 
     Returns:
-        The names restored; nothing is ever kept.
+        The names restored, and those of layers that torch does not have, with the reason.
 
     Raises:
         ConversionError: A layer is frozen or has a statistics policy of its own, which torch's
@@ -147,11 +150,15 @@ def restore_(model: nn.Module) -> Replacement:
         )
         raise ConversionError(msg)
     _take_back(model)
-    restored = []
+    restored, kept = [], {}
     for name, layer in model.named_modules():
+        if isinstance(layer, Variant):
+            layer._become_plain()
         cls = type(layer)
         original = getattr(cls, "_bnkit_original", None) or _ORIGINALS.get(cls)
         if original is None:
+            if isinstance(layer, (WithPolicy, DomainBatchNorm)):
+                kept[name] = _not_in_torch(layer)
             continue
         for buffer, dtype in layer.__dict__.get("_narrow", {}).items():
             stored = layer.get_buffer(buffer)
@@ -162,7 +169,16 @@ def restore_(model: nn.Module) -> Replacement:
             layer.__dict__.pop(attribute, None)
         layer.__class__ = original
         restored.append(name)
-    return Replacement(tuple(restored), {})
+    return Replacement(tuple(restored), kept)
+
+
+def _not_in_torch(layer: nn.Module) -> str:
+    cls = type(layer).__name__
+    if isinstance(layer, DomainBatchNorm):
+        return f"{cls} is no layer of torch; keep_domain_ puts the batch norm of one in its place"
+    if hasattr(layer, "plain"):
+        return f"{cls} is no layer of torch; put layer.plain(ndim) in its place"
+    return f"{cls} is no layer of torch"
 
 
 def _to_bnkit(model: nn.Module, on_nonfinite: NonFinitePolicy, *, strict: bool) -> Replacement:
@@ -189,6 +205,9 @@ def _exchange(model: nn.Module, wanted: Exchange, *, strict: bool) -> Replacemen
             if reason is not None:
                 kept[name] = reason
                 continue
+        elif isinstance(layer, WithPolicy):
+            kept[name] = f"{type(layer).__name__} may have its channels anywhere"
+            continue
         elif not is_exchanged(layer):
             continue
         plan.append((name, layer))

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
@@ -88,6 +88,11 @@ class WithPolicy:
     # fairscale would count recomputations and leave out first passes; together with the policy
     # here, nothing would be counted
     disable_patch_batchnorm = True
+    # what the batch of this layer is a part of, see bnkit.nn.pooled
+    _part: Any = None
+    # why its batch can be no part of a larger one, and why its statistics cannot wait
+    alone: ClassVar[str | None] = None
+    at_once: ClassVar[str | None] = None
 
     @property
     def statistics_policy(self) -> StatisticsPolicy:
@@ -127,7 +132,7 @@ def assign(layer: nn.Module, policy: StatisticsPolicy) -> None:
         layer.__dict__["_policy"] = policy
 
 
-def batch_norms(model: nn.Module, verb: str) -> dict[str, _TorchBatchNorm]:
+def batch_norms(model: nn.Module, verb: str) -> dict[str, Any]:
     """The batch norms of a model by name, each once.
 
     Args:
@@ -143,7 +148,7 @@ def batch_norms(model: nn.Module, verb: str) -> dict[str, _TorchBatchNorm]:
     if not isinstance(model, nn.Module):
         msg = f"{verb}: expected a torch.nn.Module, got {type(model).__name__}. Pass the model."
         raise PolicyError(msg)
-    return {n: m for n, m in model.named_modules() if isinstance(m, _TorchBatchNorm)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, (_TorchBatchNorm, WithPolicy))}
 
 
 def own_batch_norms(model: nn.Module, verb: str, why: str) -> dict[str, Any]:

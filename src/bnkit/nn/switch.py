@@ -13,7 +13,6 @@ from bnkit.core import (
     RenormRule,
     RenormSchedule,
 )
-from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from bnkit.nn.recipe import Ghost, Renorm
@@ -21,6 +20,7 @@ from bnkit.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnkit.nn.renorm_buffers import start_from_running
 from bnkit.nn.renorm_limits import renorm_limits
 from bnkit.nn.replace import Replacement, replace_
+from bnkit.nn.statistics_policy import WithPolicy
 
 _GHOST: dict[type, Any] = {
     BatchNorm1d: GhostBatchNorm1d,
@@ -124,10 +124,12 @@ def _switch(
     kept = dict(replace_(model, strict=False).kept)
     switched = []
     for name, layer in model.named_modules():
-        if not isinstance(layer, BatchNormBase):
+        if not isinstance(layer, WithPolicy):
             continue
         cls = type(layer)
-        if cls not in classes:
+        if layer._part is not None:
+            kept[name] = f"it is {layer._part}; call revert_sync_batchnorm, or leave the context"
+        elif cls not in classes:
             kept[name] = f"{cls.__name__} is not a plain batch norm"
         elif needs_statistics and layer.running_mean is None:
             kept[name] = "it keeps no running statistics"

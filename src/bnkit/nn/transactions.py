@@ -26,7 +26,7 @@ class Rollback:
 
     commits: int
 
-    def __init__(self, layers: dict[str, _TorchBatchNorm]) -> None:
+    def __init__(self, layers: dict[str, Any]) -> None:
         self._layers = tuple(layers.values())
         self.commits = 0
         self._saved = self._copies()
@@ -40,10 +40,11 @@ class Rollback:
         """Return to the last commit, or to the start; nothing happens right after a commit."""
         with torch.no_grad():
             for layer, buffers in self._saved:
-                if isinstance(layer, _TorchBatchNorm):  # not exchanged for another meanwhile
+                # not exchanged for another normalization meanwhile
+                if isinstance(layer, (_TorchBatchNorm, WithPolicy)):
                     _put_back(layer, buffers)
 
-    def _copies(self) -> list[tuple[_TorchBatchNorm, dict[str, Tensor | None]]]:
+    def _copies(self) -> list[tuple[Any, dict[str, Tensor | None]]]:
         return [(layer, _buffers(layer)) for layer in self._layers]
 
 
@@ -162,11 +163,15 @@ def _buffers(layer: nn.Module) -> dict[str, Tensor | None]:
     }
 
 
-def _put_back(layer: _TorchBatchNorm, buffers: dict[str, Tensor | None]) -> None:
+def _put_back(layer: Any, buffers: dict[str, Tensor | None]) -> None:
+    if layer.__dict__.get("live") is not None:
+        layer.live = None  # what the graph says of the statistics holds no longer
     for name, saved in buffers.items():
         owner, _, last = name.rpartition(".")
         holder = layer.get_submodule(owner)
-        now = holder._buffers.get(last)
+        if last not in holder._buffers:  # the layer is of another class now
+            continue
+        now = holder._buffers[last]
         if saved is None:
             if not isinstance(now, UninitializedBuffer) and getattr(layer, "_thaw", None) is None:
                 layer.reset_running_stats()

@@ -24,7 +24,8 @@ class Variant(BatchNormBase):
 
     def forward(self, input: Values) -> Values:
         """Normalize; in training by the rule of this layer, in eval as plain batch norm."""
-        if not (self.training and isinstance(input, Tensor)):
+        training = self.training and self._policy.normalize == "batch"
+        if not (training and isinstance(input, Tensor)):
             return self._normalize(input)
         where = partial(qualified_name, self)
         check_rank(where, input, self.ranks)
@@ -41,6 +42,11 @@ class Variant(BatchNormBase):
 
     def _train_step(self, where: Where, input: Tensor) -> Tensor:
         raise NotImplementedError
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether this forward pass enters the running statistics."""
+        return self.track_running_stats and self._policy.counts()
 
     @property
     def _ema_weight(self) -> float | None:

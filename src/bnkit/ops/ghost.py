@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bnkit.core import Moments, corrected, moments, upcast
+from bnkit.ops.known import batch_norm_known
 from bnkit.ops.normalize import batch_norm_train
 from bnkit.ops.plain import is_plain
 from bnkit.ops.registry import choose
@@ -79,6 +80,41 @@ def ghost_batch_norm_train(
         return batch_norm_train(part, w, b, its_eps)
 
     return _by_group(x, slices, run)
+
+
+def ghost_normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    slices: Slices,
+    groups: list[Moments],
+) -> Tensor:
+    """As `ghost_batch_norm_train`, given what `ghost_moments(x, slices)` returned.
+
+    Args:
+        x: Batch `(N, C, ...)`.
+        weight: Scale, or None for 1.
+        bias: Shift, or None for 0.
+        eps: Added to the variance.
+        slices: The samples of each group, from `bnkit.core.ghost_slices`.
+        groups: Their moments.
+
+    Returns:
+        `y`, with the dtype and memory format of `x`.
+    """
+    known = iter(groups)
+
+    def run(part: Tensor, copies: int) -> tuple[Tensor, Moments]:
+        batch = next(known)
+        w, b = (v if v is None or copies == 1 else v.repeat(copies) for v in (weight, bias))
+        if copies > 1:
+            mean, m2 = (torch.cat([getattr(g, name) for g in groups]) for name in ("mean", "m2"))
+            batch = Moments(batch.count, mean, m2)
+        return batch_norm_known(part, w, b, eps, batch), batch
+
+    return _by_group(x, slices, run)[0]
 
 
 def _by_group(
