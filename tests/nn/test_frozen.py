@@ -39,8 +39,8 @@ def test_frozen_layers_are_inference_through_train(name):
     for norm in found.values():
         norm.training = True  # by hand, as some trainers do
     assert torch.equal(layer(x), expected)
-    with pytest.warns(FrozenWarning):
-        for norm in found.values():
+    for norm in found.values():
+        with pytest.warns(FrozenWarning):
             norm.reset_running_stats()
     assert_state(layer, before)
     assert bnkit.nn.unfreeze_(layer) == tuple(found)

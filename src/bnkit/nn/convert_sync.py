@@ -91,9 +91,8 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 
 def _check_free(model: nn.Module) -> None:
     check_initialized("convert_sync_batchnorm", model)
-    for name, layer in model.named_modules():
-        if not isinstance(layer, WithPolicy):
-            continue
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, WithPolicy)}
+    for name, layer in found.items():
         if layer.alone is not None:
             raise ConversionError(f"convert_sync_batchnorm: {refused(name, layer, layer.alone)}")
         part = layer._part

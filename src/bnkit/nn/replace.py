@@ -151,7 +151,8 @@ def restore_(model: nn.Module) -> Replacement:
         raise ConversionError(msg)
     _take_back(model)
     restored, kept = [], {}
-    for name, layer in model.named_modules():
+    found: dict[str, Any] = dict(model.named_modules())
+    for name, layer in found.items():
         if isinstance(layer, Variant):
             layer._become_plain()
         cls = type(layer)
@@ -167,12 +168,12 @@ def restore_(model: nn.Module) -> Replacement:
             layer.process_group = layer._part.process_group  # pyright: ignore
         for attribute in _ADDED:
             layer.__dict__.pop(attribute, None)
-        layer.__class__ = original
+        layer.__class__ = original  # pyright: ignore[reportAttributeAccessIssue]
         restored.append(name)
     return Replacement(tuple(restored), kept)
 
 
-def _not_in_torch(layer: nn.Module) -> str:
+def _not_in_torch(layer: Any) -> str:
     cls = type(layer).__name__
     if isinstance(layer, DomainBatchNorm):
         return f"{cls} is no layer of torch; keep_domain_ puts the batch norm of one in its place"

@@ -123,9 +123,8 @@ def _switch(
 ) -> Replacement:
     kept = dict(replace_(model, strict=False).kept)
     switched = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, WithPolicy):
-            continue
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, WithPolicy)}
+    for name, layer in found.items():
         cls = type(layer)
         if layer._part is not None:
             kept[name] = f"it is {layer._part}; call revert_sync_batchnorm, or leave the context"
