@@ -233,9 +233,11 @@ class BatchNorm(AxisState):
         buffers = self._buffers_of(where, x)
         recipe = self._recipe(input)
         if self.adjustment is None:
-            y = channels.back(train_step(where, self, x, affine, buffers, recipe), input)
+            y = channels.back(
+                train_step(where, self, x, affine, buffers=buffers, recipe=recipe), input
+            )
         else:
-            xhat = train_step(where, self, x, (None, None), buffers, recipe)
+            xhat = train_step(where, self, x, (None, None), buffers=buffers, recipe=recipe)
             y = self._adjusted(channels.back(xhat, input), channels)
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             self._report_nonfinite(where)

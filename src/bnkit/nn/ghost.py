@@ -56,7 +56,9 @@ class _Ghost(Variant):
             ghost=self.ghost,
             on_nonfinite=self.on_nonfinite,
         )
-        return train_step(where, self, input, (self.weight, self.bias), buffers, recipe)
+        return train_step(
+            where, self, input, (self.weight, self.bias), buffers=buffers, recipe=recipe
+        )
 
     def extra_repr(self) -> str:
         """As the plain layer, with the groups."""

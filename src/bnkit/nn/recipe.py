@@ -123,6 +123,7 @@ def train_step(
     layer: Any,
     x: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
+    *,
     buffers: StatisticsBuffers | RenormBuffers | None,
     recipe: Recipe,
 ) -> Tensor:
@@ -144,15 +145,19 @@ def train_step(
     if recipe.renorm is None:
         y, groups = _normalize(x, affine, slices, recipe)
     else:
-        y, groups = _renormalize(layer, x, affine, slices, (buffers, recipe))
+        y, groups = _renormalize(layer, x, affine, slices, rest=(buffers, recipe))
     if buffers is not None and recipe.updates:
-        finish: Commit = partial(_commit, buffers, recipe)
-        if layer._part is None:
-            finish(groups)
-        else:
-            layer._part.collect(layer, buffers, groups, finish)
+        _commit_by(layer, buffers, recipe, groups)
     _stop_if_asked(where, recipe, groups)
     return y
+
+
+def _commit_by(layer: Any, buffers: Any, recipe: Recipe, groups: list[Moments]) -> None:
+    finish: Commit = partial(_commit, buffers, recipe)
+    if layer._part is None:
+        finish(groups)
+    else:
+        layer._part.collect(layer, buffers, groups, finish)
 
 
 def _renormalize(
@@ -160,6 +165,7 @@ def _renormalize(
     x: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
     slices: tuple[slice, ...],
+    *,
     rest: tuple[Any, Recipe],
 ) -> tuple[Tensor, list[Moments]]:
     buffers, recipe = rest
@@ -170,18 +176,11 @@ def _renormalize(
         limits = recipe.renorm.limits.at(_count(buffers.num_batches_tracked))  # pyright: ignore
         return ops.renorm_scale_shift(buffers, batch, limits, recipe.eps)
 
-    r, d = of_first_pass(layer, batch, compare)
-    y = ops.ghost_normalize(x, *_corrected(affine, r, d), recipe.eps, slices=slices, groups=groups)
+    correction = of_first_pass(layer, batch, compare)
+    y = ops.ghost_normalize(
+        x, *affine, recipe.eps, slices=slices, groups=groups, correction=correction
+    )
     return y, groups
-
-
-def _corrected(
-    affine: tuple[Tensor | None, Tensor | None], r: Tensor, d: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`(xhat * r + d) * weight + bias` as a weight and a bias of `xhat`."""
-    weight, bias = affine
-    shift = d if weight is None else weight * d
-    return r if weight is None else weight * r, shift if bias is None else shift + bias
 
 
 def _normalize(
@@ -210,9 +209,17 @@ def _commit(buffers: Any, recipe: Recipe, groups: list[Moments]) -> None:
             buffers, reduce(partial(merge, xp=xp), groups), recipe.ema_weight, nonfinite
         )
         return
+    if running == "mean" and len({g.count for g in groups}) == 1 and len(groups) > 2:
+        groups = [_mean(groups)]
     for mean, var in ghost_statistics(groups, running, recipe.running_correction, xp=xp):
         # what is stored is m2 / (count - 1): with a count of 2, the variance itself
         ops.commit_statistics(buffers, Moments(2, mean, var), recipe.ema_weight, nonfinite)
+
+
+def _mean(groups: list[Moments]) -> Moments:
+    """What `"mean"` makes of groups of one size, in fewer steps."""
+    mean, m2 = (torch.stack([getattr(g, name) for g in groups]).mean(0) for name in ("mean", "m2"))
+    return Moments(groups[0].count, mean, m2)
 
 
 def _pooled(groups: list[Moments]) -> Moments:

@@ -70,7 +70,9 @@ class _Renorm(Variant):
             updates=self._tracks,
         )
         buffers = renorm_buffers(self, self._left_out(input))
-        return train_step(where, self, input, (self.weight, self.bias), buffers, recipe)
+        return train_step(
+            where, self, input, (self.weight, self.bias), buffers=buffers, recipe=recipe
+        )
 
     def reset_running_stats(self) -> None:
         """As in torch; the reference starts anew too."""

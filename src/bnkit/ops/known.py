@@ -13,6 +13,8 @@ from bnkit.ops.normalize import _gradients, batch_norm_train
 from bnkit.ops.plain import has_tangents, is_plain
 from bnkit.ops.registry import Affine, choose
 
+Correction = tuple[Tensor, Tensor]
+
 
 def batch_norm_known(
     x: Float[Tensor, "n c *spatial"],
@@ -20,6 +22,8 @@ def batch_norm_known(
     bias: Float[Tensor, " c"] | None,
     eps: float,
     batch: Moments,
+    *,
+    correction: Correction | None = None,
 ) -> Tensor:
     """As `batch_norm_train`, given what `batch_moments(x)` returned.
 
@@ -30,33 +34,55 @@ def batch_norm_known(
         eps: Added to the variance.
         batch: Moments of `x` itself; the gradient takes them as the functions of `x` that they
             are.
+        correction: `r` and `d` of `(xhat * r + d) * weight + bias`, constants for autograd.
 
     Returns:
         `y`, with the dtype and memory format of `x`.
     """
     dtype = real_dtype(xp, upcast(xp, x[:0]))
-    tensors = (x, weight, bias, batch.mean.to(dtype), batch.m2.to(dtype))
-    if has_tangents() or not is_plain(tensors):
-        return batch_norm_train(x, weight, bias, eps)[0]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Known.apply(*tensors, batch.count, eps)  # pyright: ignore
-    return _forward(x, Affine(weight, bias, eps), Moments(batch.count, *tensors[3:]))
+    statistics = batch.mean.to(dtype), batch.m2.to(dtype)
+    if has_tangents() or not is_plain((x, weight, bias, *statistics)):
+        return batch_norm_train(x, *_corrected(weight, bias, correction), eps)[0]
+    rest = eps, Moments(batch.count, *statistics), correction
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias)
+    ):
+        return _Known.apply(x, weight, bias, rest)  # pyright: ignore
+    return _forward(x, weight, bias, rest)
 
 
-def _forward(x: Tensor, affine: Affine, batch: Moments) -> Tensor:
+def _corrected(
+    weight: Tensor | None, bias: Tensor | None, correction: Correction | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """`(xhat * r + d) * weight + bias` as a weight and a bias of `xhat`."""
+    if correction is None:
+        return weight, bias
+    r, d = correction
+    shift = d if weight is None else weight * d
+    return r if weight is None else weight * r, shift if bias is None else shift + bias
+
+
+def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, rest: tuple) -> Tensor:
+    eps, batch, correction = rest
+    affine = Affine(*_corrected(weight, bias, correction), eps)
     return choose(x).evaluate(x, batch.mean, batch.m2 / batch.count, affine)
 
 
 class _Known(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, bias, mean, m2, count, eps = inputs
-        ctx.save_for_backward(x, weight, bias, mean, m2)
-        ctx.eps = eps
-        return _forward(x, Affine(weight, bias, eps), Moments(count, mean, m2))
+        ctx.save_for_backward(*inputs[:3])
+        ctx.rest = inputs[3]
+        return _forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        x, weight, bias, mean, m2 = ctx.saved_tensors
-        found = _gradients(grads[0], x, Affine(weight, bias, ctx.eps), (mean, m2))
-        return (*found[:3], None, None, None, None)
+        x, weight, bias = ctx.saved_tensors
+        eps, batch, correction = ctx.rest
+        affine = Affine(*_corrected(weight, bias, correction), eps)
+        by_x, by_weight, by_bias, _ = _gradients(grads[0], x, affine, batch[1:])
+        if correction is not None and weight is not None:
+            r, d = correction
+            by_weight = (by_weight * r + by_bias * d).to(weight.dtype)  # pyright: ignore
+        by_bias = None if bias is None else by_bias.to(bias.dtype)  # pyright: ignore
+        return by_x, None if weight is None else by_weight, by_bias, None
