@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bnkit
-from bnkit.core import ConversionError
+from bnkit.core import ConversionError, InputError
 from bnkit.nn.convert_sync import convert_sync_batchnorm, revert_sync_batchnorm
 from tests.nn.family import EAGER, LAYERS, assert_state, batch, make, norms, state
 
@@ -250,6 +250,28 @@ def test_domains_of_any_layer(name):
     assert int(layer.num_batches_tracked) == 3
     bnkit.nn.keep_domain_(model, "night")
     assert model[0] is layer
+
+
+@pytest.mark.parametrize(
+    ("verb", "call"),
+    [
+        ("replace_", bnkit.nn.replace_),
+        ("restore_", bnkit.nn.restore_),
+        ("plain_", bnkit.nn.plain_),
+        ("ghost_", lambda m: bnkit.nn.ghost_(m, 2)),
+        ("renorm_", bnkit.nn.renorm_),
+        ("convert_sync_batchnorm", bnkit.nn.convert_sync_batchnorm),
+        ("revert_sync_batchnorm", bnkit.nn.revert_sync_batchnorm),
+        ("accumulate", lambda m: bnkit.nn.accumulate(m).__enter__()),
+        ("accumulate_exactly", lambda m: bnkit.nn.accumulate_exactly(m, [1], None)),
+        ("domain", lambda m: bnkit.nn.domain(m, "day").__enter__()),
+        ("add_domains_", lambda m: bnkit.nn.add_domains_(m, ("day",))),
+        ("keep_domain_", lambda m: bnkit.nn.keep_domain_(m, "day")),
+    ],
+)
+def test_a_model_must_be_a_module(verb, call):
+    with pytest.raises(InputError, match=f"{verb}: expected a torch.nn.Module, got list"):
+        call([bnkit.nn.BatchNorm1d(2)])
 
 
 def test_rolled_back_statistics_are_live_no_longer():

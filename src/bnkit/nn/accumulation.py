@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 from bnkit.core import ConversionError, Moments, merge
 from bnkit.nn.axis_state import AxisState
 from bnkit.nn.base import BatchNormBase
+from bnkit.nn.naming import check_model
 from bnkit.nn.pooled import Part, commit
 from bnkit.ops import Pool, StatisticsBuffers
 from bnkit.ops.plain import is_plain
@@ -78,6 +79,7 @@ def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
     Raises:
         ConversionError: A batch norm that is not bnkit's, in training mode.
     """
+    check_model(where, model)
     for name, layer in model.named_modules():
         ours = isinstance(layer, (BatchNormBase, AxisState))
         if isinstance(layer, _TorchBatchNorm) and not ours and layer.training:
@@ -96,10 +98,10 @@ def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
 def refused(name: str, layer: nn.Module, reason: str) -> str:
     """A sentence about a layer that cannot take part."""
     called = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
+    way = "" if hasattr(layer, "plain") else " Call bnkit.nn.plain_ on it first."
     return (
         f"expected layers whose batch may be a part of a larger one, got {called}: {reason}. "
-        "Nothing was changed. bnkit.nn.plain_(model) makes it a plain batch norm, eval mode or "
-        "bnkit.nn.freeze_ takes it out."
+        f"Nothing was changed.{way}"
     )
 
 

@@ -47,7 +47,9 @@ def _check_axes(layer: Any) -> None:
     sizes = layer.num_features
     if not sizes or not all(isinstance(n, int) and n >= 0 for n in sizes):
         _refuse("num_features", "the number of channels, one per axis", sizes)
-    if not all(isinstance(a, int) for a in layer.axis) or len(sizes) != len(layer.axis):
+    if not all(isinstance(a, int) for a in layer.axis):
+        _refuse("axis", "one integer or several", layer.axis)
+    if len(sizes) != len(layer.axis):
         msg = (
             f"BatchNorm: expected as many num_features as axes, got num_features={sizes} and "
             f"axis={layer.axis}. Give one size per channel axis."

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 from bnkit.core import ConversionError
 from bnkit.nn.domains import Domain, DomainBatchNorm, check_known, check_names, share_affine_
 from bnkit.nn.lazy import check_initialized
+from bnkit.nn.naming import check_model
 from bnkit.nn.replace import Replacement
 from bnkit.nn.statistics_policy import WithPolicy
 
@@ -59,6 +60,7 @@ def add_domains_(
             share_affine_(list(norms.values()))
         return found
 
+    check_model("add_domains_", model)
     check_names("add_domains_", domains)
     check_initialized("add_domains_", model)
     if isinstance(model, _KINDS):
@@ -91,6 +93,7 @@ def keep_domain_(model: nn.Module, name: str) -> Replacement:
             f"layer.of({name!r}) instead."
         )
         raise ConversionError(msg)
+    check_model("keep_domain_", model)
     check_known(model, name)
     return _exchange(model, DomainBatchNorm, lambda layer: layer.of(name))
 

@@ -8,6 +8,7 @@ from bnkit.core import ConversionError
 from bnkit.nn.accumulation import refused
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.lazy import check_initialized
+from bnkit.nn.naming import check_model
 from bnkit.nn.processes import Processes
 from bnkit.nn.replace import replace_, restore_
 from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
@@ -41,6 +42,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Mo
         >>> type(bnkit.nn.revert_sync_batchnorm(model)[1]) is torch.nn.BatchNorm2d
         True
     """  # noqa: E501  one line of repr
+    check_model("convert_sync_batchnorm", model)
     _check_free(model)
     foreign = {id(m) for m in model.modules() if not isinstance(m, BatchNormBase)}
     replace_(model)
@@ -67,6 +69,7 @@ def revert_sync_batchnorm(model: nn.Module) -> nn.Module:
         ConversionError: A layer that was torch's and is frozen now, or has another statistics
             policy, which torch's layers cannot have; nothing has been changed then.
     """
+    check_model("revert_sync_batchnorm", model)
     for name, layer in model.named_modules():
         if layer.__dict__.get("_converted") and layer.statistics_policy != DEFAULT:
             msg = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnkit.core import InputError, SpecError
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnkit.nn.naming import qualified_name
+from bnkit.nn.naming import check_model, qualified_name
 from bnkit.ops import NonFinitePolicy
 
 # one name for the whole batch; several for equal parts of it; or how many samples each
@@ -238,6 +238,7 @@ def domain(model: nn.Module, chosen: Domain) -> Iterator[None]:
         >>> with bnkit.nn.domain(model, ("clean", "adversarial")):
         ...     y = model(torch.randn(6, 3, 5, 5))  # 3 clean images, then 3 others
     """
+    check_model("domain", model)
     layers = [m for m in model.modules() if isinstance(m, DomainBatchNorm)]
     if not layers:
         msg = (

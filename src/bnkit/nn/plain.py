@@ -7,6 +7,7 @@ from torch import nn
 
 from bnkit.core import ConversionError
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.nn.naming import check_model
 from bnkit.nn.replace import Replacement
 from bnkit.nn.variant import Variant
 
@@ -33,6 +34,7 @@ def plain_(model: nn.Module) -> Replacement:
         >>> bnkit.nn.plain_(model).replaced, type(model[0]).__name__
         (('0',), 'BatchNorm2d')
     """
+    check_model("plain_", model)
     replaced, kept = [], {}
     for name, layer in model.named_modules():
         if isinstance(layer, Variant):

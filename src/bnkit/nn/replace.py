@@ -17,6 +17,7 @@ from bnkit.nn.checks import check_policy
 from bnkit.nn.domains import DomainBatchNorm
 from bnkit.nn.exchange import Exchange, Norm, Tail, exchange, is_exchanged, refusal, take_back
 from bnkit.nn.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from bnkit.nn.naming import check_model
 from bnkit.nn.statistics_policy import DEFAULT, WithPolicy
 from bnkit.nn.sync import SyncBatchNorm
 from bnkit.nn.variant import Variant
@@ -104,6 +105,7 @@ def replace_(
         >>> bnkit.nn.restore_(model).replaced, type(model[1]) is torch.nn.BatchNorm2d
         (('1',), True)
     """
+    check_model("replace_", model)
     check_policy(lambda: "replace_", on_nonfinite)
     if to == "bnkit":
         return _to_bnkit(model, on_nonfinite, strict=strict)
@@ -137,6 +139,7 @@ def restore_(model: nn.Module) -> Replacement:
         ConversionError: A layer is frozen or has a statistics policy of its own, which torch's
             layers cannot have; nothing has been changed then.
     """
+    check_model("restore_", model)
     held = [
         f"{name!r} ({type(m).__name__})"
         for name, m in model.named_modules()

@@ -15,6 +15,7 @@ from bnkit.core import (
 )
 from bnkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from bnkit.nn.naming import check_model
 from bnkit.nn.recipe import Ghost, Renorm
 from bnkit.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnkit.nn.renorm_buffers import start_from_running
@@ -70,6 +71,7 @@ def ghost_(
         virtual_batch_size=virtual_batch_size, groups=groups, running=running, remainder=remainder
     )
     ghost.check("ghost_")
+    check_model("ghost_", model)
     return _switch(model, _GHOST, lambda layer: layer._divide(ghost))
 
 
@@ -104,6 +106,7 @@ def renorm_(
         >>> bnkit.nn.renorm_(model).replaced, type(model[1]).__name__
         (('1',), 'BatchRenorm2d')
     """
+    check_model("renorm_", model)
     limits = RenormSchedule() if limits is None else renorm_limits("renorm_", limits)
     Renorm(limits=limits, ema_weight=None, rule=rule).check("renorm_")
 

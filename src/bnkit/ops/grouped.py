@@ -116,7 +116,7 @@ def _differentiable(grad: Tensor, inputs: tuple, eps: float, groups: Groups) -> 
     """The gradients by differentiable operations, for derivatives of them and for vmap."""
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = [
+        given: list[Any] = [
             t if t is None or further else t.detach().requires_grad_(t.requires_grad)
             for t in inputs
         ]
