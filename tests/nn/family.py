@@ -7,7 +7,7 @@ import torch
 
 import bnkit
 from bnkit.core import RenormLimits, RenormSchedule
-from bnkit.nn.statistics_policy import WithPolicy
+from bnkit.nn.statistics.statistics_policy import WithPolicy
 
 nn = bnkit.nn
 SHAPES = {"1d": (6, 4, 5), "2d": (6, 4, 3, 3), "3d": (4, 4, 2, 3, 2)}

@@ -9,7 +9,7 @@ from torch import nn
 
 import bnkit
 from bnkit.core import ConversionError, InputError
-from bnkit.nn.convert_sync import convert_sync_batchnorm, revert_sync_batchnorm
+from bnkit.nn.replacing.convert_sync import convert_sync_batchnorm, revert_sync_batchnorm
 from tests.nn.family import EAGER, LAYERS, assert_state, batch, make, norms, state
 
 each = pytest.mark.parametrize("name", EAGER)
