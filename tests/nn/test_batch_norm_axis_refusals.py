@@ -15,7 +15,7 @@ BatchNorm = bnkit.nn.BatchNorm
     ("options", "match"),
     [
         ({"axis": (1, 2)}, "as many num_features as axes"),
-        ({"axis": "channels"}, "as many num_features as axes"),
+        ({"axis": "channels"}, "expected axis to be one integer or several, got .'channels',."),
         ({"renorm": True, "renorm_clipping": {"rMax": 2}}, "keys rmin, rmax or dmax, got 'rMax'"),
         ({"renorm": True, "renorm_clipping": {"rmin": 2, "rmax": 1}}, "expected rmin <= rmax"),
         ({"renorm": True, "renorm_clipping": 3.0}, "as RenormLimits"),

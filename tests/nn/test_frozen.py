@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import bnkit
 from bnkit.core import FrozenWarning, PolicyError
-from tests.nn.family import EAGER, LAYERS, assert_state, batch, make, state
+from tests.nn.family import EAGER, LAYERS, assert_state, batch, make, norms, small, state
 
 
 def network():
@@ -31,28 +31,34 @@ def images(seed=0):
 def test_frozen_layers_are_inference_through_train(name):
     layer, x = make(name), batch(name)
     before, expected = state(layer), copy.deepcopy(layer).eval()(x)
-    assert bnkit.nn.freeze_(layer) == ("",)
+    found = norms(layer)
+    assert bnkit.nn.freeze_(layer) == tuple(found)
     layer.train()
-    assert not layer.training
+    assert not any(norm.training for norm in found.values())
     assert torch.equal(layer(x), expected)
-    layer.training = True  # by hand, as some trainers do
+    for norm in found.values():
+        norm.training = True  # by hand, as some trainers do
     assert torch.equal(layer(x), expected)
+    for norm in found.values():
+        with pytest.warns(FrozenWarning):
+            norm.reset_running_stats()
     assert_state(layer, before)
-    assert bnkit.nn.unfreeze_(layer) == ("",)
+    assert bnkit.nn.unfreeze_(layer) == tuple(found)
     assert layer.training
     reference = make(name)
     reference.load_state_dict(before)
     assert torch.equal(layer(x), reference(x))
     assert_state(layer, state(reference))
-    assert "_thaw" not in layer.__dict__
-    assert "_policy" not in layer.__dict__
+    for norm in found.values():
+        assert "_thaw" not in norm.__dict__
+        assert "_policy" not in norm.__dict__
 
 
 @pytest.mark.parametrize("name", EAGER)
 def test_gradients_of_a_frozen_layer(name):
     layer = make(name).double()
     bnkit.nn.freeze_(layer)
-    x = batch(name, dtype=torch.float64)[:2].requires_grad_()
+    x = small(name)[:2].requires_grad_()
     assert torch.autograd.gradcheck(layer, (x,), check_batched_grad=True)
 
 

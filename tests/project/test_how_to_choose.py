@@ -69,6 +69,65 @@ def forgets_the_batch(script):
     assert type(script.bn) is bnkit.nn.BatchNorm2d
 
 
+def becomes_renormalization(script):
+    assert type(script.bn) is bnkit.nn.BatchRenorm2d
+    twin = network_with(script, bnkit.nn.BatchNorm2d(8))
+    torch.testing.assert_close(script.model(script.x), twin(script.x))
+    assert script.bn.renorm.limits.at(40_000).rmax == 3
+
+
+def normalizes_groups(script):
+    features = script.model.backbone[:2]
+    for half in features(script.x).split(2):
+        assert half.mean((0, 2, 3)).abs().max() < 1e-5
+
+
+def becomes_plain(script):
+    layer = script.ghosts.backbone[1]
+    assert type(layer) is bnkit.nn.BatchNorm2d
+    y = layer.eval()(torch.ones(4, 8, 2, 2))
+    bnkit.nn.ghost_(layer, 2)
+    assert torch.equal(layer.eval()(torch.ones(4, 8, 2, 2)), y)
+
+
+def reaches_the_batch(script):
+    layer = bnkit.nn.DifferentiableBatchNorm2d(3)
+    y = layer(script.x)
+    torch.testing.assert_close(script.value, y)
+    query = layer.eval()(torch.randn(1, 3, 2, 2))
+    assert torch.autograd.grad(query.sum(), script.x)[0].abs().sum() > 0
+
+
+def network_with(script, norm):
+    """The network of the page with another batch norm and the same weights."""
+    twin = script.network(norm)
+    twin.load_state_dict(script.model.state_dict(), strict=False)
+    return twin
+
+
+def normalizes_both_axes(script):
+    assert script.value.mean((0, 2)).abs().max() < 1e-6
+
+
+def takes_the_words_of_tensorflow(script):
+    layer = script.value
+    assert (layer.eps, layer.bias, layer.axis) == (1e-2, None, (1,))
+    assert layer.momentum == pytest.approx(0.1)
+    layer(script.x)
+
+
+def gives_moments(script):
+    mean, var = script.value
+    torch.testing.assert_close(torch.from_numpy(mean), script.x.mean((0, 2, 3)))
+    torch.testing.assert_close(torch.from_numpy(var), script.x.var((0, 2, 3), correction=0))
+
+
+def normalizes_by_what_is_given(script):
+    x = script.x
+    expected = (x - x.mean()) / torch.sqrt(x.var() + 1e-3)
+    torch.testing.assert_close(torch.from_numpy(script.value), expected)
+
+
 def stays_frozen(script):
     script.model.train()
     script.model(script.x)
@@ -209,6 +268,10 @@ def is_keras(script):
 CHECKS = {
     "a model with `torch.nn` batch norms": becomes_ours,
     "a batch of 1 or 2 images, and statistics that are noise": forgets_the_batch,
+    "batches of two to eight, or batches unlike each other: training is not what inference "
+    "computes": becomes_renormalization,
+    "very large batches that generalize worse than small ones": normalizes_groups,
+    "one of these two, and something that wants the plain layer": becomes_plain,
     "a frozen backbone that thaws at the next `model.train()`": stays_frozen,
     "the same, and its weight and bias shall not be trained": freezes_parameters,
     "SAM, VAT: a second forward pass of the same batch": leaves_no_trace,
@@ -227,6 +290,7 @@ CHECKS = {
     "accumulation that shall equal the one big batch": equals_the_big_batch,
     "two domains with one network": keeps_domains_apart,
     "clean and adversarial images in one batch": normalizes_each_half,
+    "a loss that depends on inference after training, as in meta-learning": reaches_the_batch,
     "statistics that move, or do not, and you do not know why": shows_the_table,
     "a PyTorch model that you write": is_a(bnkit.nn.BatchNorm2d),
     "batch norm, a shortcut sum and ReLU, LeakyReLU or SiLU one after the other": is_a(
@@ -234,6 +298,10 @@ CHECKS = {
     ),
     "a question which kernel runs, and why": names_a_kernel,
     "a tensor, and statistics of your own": normalizes,
+    "channels on another axis, or on several": normalizes_both_axes,
+    "a call of `tf.layers.batch_normalization`": takes_the_words_of_tensorflow,
+    "a call of `tf.nn.moments`": gives_moments,
+    "a call of `tf.nn.batch_normalization`": normalizes_by_what_is_given,
     "NumPy arrays, or arrays of another array-API library": normalizes_arrays,
     "data that comes in parts": merges,
     "a question what framework X computes": is_keras,

@@ -1,8 +1,10 @@
 """What each member of the family costs beside the plain layer, on the same input."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from statistics import geometric_mean
 from time import perf_counter
 from typing import Any
@@ -19,6 +21,7 @@ from bnkit.bench.results import Machine, Timing
 from bnkit.bench.run import BenchConfig, Progress, silent, torch_threads
 from bnkit.bench.shapes import MemoryFormat, Shape
 from bnkit.bench.timing import Work, interleaved
+from bnkit.core import RenormLimits
 
 SCHEMA = "bnkit.bench.family/1"
 PLAIN = "plain"
@@ -62,6 +65,47 @@ def _committed(layer: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def _of(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
+    """A class of bnkit.nn by its name without the dimensions."""
+    kinds = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}
+    return lambda c, d: getattr(bnkit.nn, f"{name}{kinds[d]}")(c, **options)
+
+
+@cache
+def _mask(shape: tuple[int, ...], keep: float) -> Tensor:
+    """True at the beginning of each sample; without positions, for the first samples."""
+    n, places = shape[0], math.prod(shape[2:])
+    if len(shape) == 2:
+        return torch.arange(n) < keep * n
+    kept = torch.arange(places) < keep * places
+    return kept.reshape(shape[2:]).expand(n, *shape[2:]).contiguous()
+
+
+def _padded(keep: float) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda layer, x: layer(x, _mask(tuple(x.shape), keep))
+
+
+@cache
+def _weights(samples: int) -> Tensor:
+    return torch.linspace(0.5, 1.5, samples)
+
+
+def _weighted(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x, sample_weight=_weights(len(x)))
+
+
+def _accumulated(layer: nn.Module, x: Tensor) -> Tensor:
+    with bnkit.nn.accumulate(layer):
+        return layer(x)
+
+
+def _split(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x, domain={"day": len(x) - len(x) // 2, "night": len(x) // 2})
+
+
+_UNBOUNDED = RenormLimits()
+_DOMAINS = ("day", "night")
+
 # A new member is one line.
 MEMBERS: tuple[Member, ...] = (
     Member(PLAIN, BNKIT.plain, wanted=None),
@@ -69,6 +113,23 @@ MEMBERS: tuple[Member, ...] = (
     Member("frozen, weight and bias too", lambda c, d: _frozen(c, d, affine=True)),
     Member("no_update", _silent),
     Member("rollback around one layer", BNKIT.plain, _committed, wanted=None),
+    Member("renorm", _of("BatchRenorm", limits=_UNBOUNDED)),
+    Member("ghost, 4 samples", _of("GhostBatchNorm", virtual_batch_size=4, remainder="smaller")),
+    Member(
+        "ghost, strided",
+        _of("GhostBatchNorm", virtual_batch_size=4, groups="strided", remainder="smaller"),
+    ),
+    Member("masked, nothing is padding", _of("MaskedBatchNorm"), _padded(1)),
+    Member("masked, a quarter is padding", _of("MaskedBatchNorm"), _padded(0.75)),
+    Member("weighted", _of("MaskedBatchNorm"), _weighted, wanted=None),
+    Member("BatchNorm(axis=1)", lambda c, d: bnkit.nn.BatchNorm(c)),  # noqa: ARG005
+    Member("sync, one process", lambda c, d: bnkit.nn.SyncBatchNorm(c)),  # noqa: ARG005
+    Member("accumulate around one layer", BNKIT.plain, _accumulated),
+    Member("one domain of two", _of("DomainBatchNorm", domains=_DOMAINS, default="day")),
+    Member(
+        "two domains in one batch", _of("DomainBatchNorm", domains=_DOMAINS), _split, wanted=None
+    ),
+    Member("differentiable", _of("DifferentiableBatchNorm"), wanted=None),
 )
 
 
@@ -208,7 +269,8 @@ def _work(member: Member, shape: Shape, memory_format: MemoryFormat) -> Work:
     inputs = make_inputs(shape, memory_format, "bn")
     layer = with_parameters(member.make(shape.sizes[1], len(shape.sizes)))
     wanted = (inputs.x, *(p for p in layer.parameters() if p.requires_grad))
-    grad = torch.autograd.grad
+    # the domain that does not run has no gradient
+    grad = partial(torch.autograd.grad, allow_unused=True)
 
     def both() -> None:
         grad(member.run(layer, inputs.x), wanted, inputs.grad_y)

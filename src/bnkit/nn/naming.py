@@ -5,6 +5,8 @@ import sys
 import torch
 from torch import nn
 
+from bnkit.core import InputError
+
 
 def qualified_name(layer: nn.Module) -> str:
     """Name of a layer for a message: `'features.1' (BatchNorm2d)`.
@@ -45,3 +47,10 @@ def qualified_name(layer: nn.Module) -> str:
 
 def _name_within(owner: nn.Module, layer: nn.Module) -> str:
     return next((name for name, module in owner.named_modules() if module is layer), "")
+
+
+def check_model(verb: str, model: object) -> None:
+    """Raise `InputError` unless this is a module; `verb` is the function that asks."""
+    if not isinstance(model, nn.Module):
+        msg = f"{verb}: expected a torch.nn.Module, got {type(model).__name__}. Pass the model."
+        raise InputError(msg)

@@ -10,6 +10,7 @@ from bnkit.ops.commit import commit_statistics as commit_statistics
 from bnkit.ops.ghost import batch_moments as batch_moments
 from bnkit.ops.ghost import ghost_batch_norm_train as ghost_batch_norm_train
 from bnkit.ops.ghost import ghost_moments as ghost_moments
+from bnkit.ops.ghost import ghost_normalize as ghost_normalize
 from bnkit.ops.inplace import not_in_place as not_in_place
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_step as batch_norm_step

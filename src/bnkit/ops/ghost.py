@@ -1,13 +1,16 @@
 """Batch norm of groups of samples: ghost batches, and their moments alone."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import accumulate, chain
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
 from bnkit.core import Moments, corrected, moments, upcast
+from bnkit.ops import grouped
+from bnkit.ops.known import Correction, batch_norm_known
 from bnkit.ops.normalize import batch_norm_train
 from bnkit.ops.plain import is_plain
 from bnkit.ops.registry import choose
@@ -69,6 +72,13 @@ def ghost_batch_norm_train(
         `y`, with the dtype and memory format of `x`, and the moments of the groups, which are
         constants for autograd.
     """
+    if (
+        len(slices) > 1
+        and not correction
+        and not _folds(x, slices)
+        and grouped.takes(x, weight, bias)
+    ):
+        return _in_place(x, weight, bias, eps, slices)
 
     def run(part: Tensor, copies: int) -> tuple[Tensor, Moments]:
         count = part.numel() // max(part.shape[1], 1)
@@ -79,6 +89,68 @@ def ghost_batch_norm_train(
         return batch_norm_train(part, w, b, its_eps)
 
     return _by_group(x, slices, run)
+
+
+def _folds(x: Tensor, slices: Slices) -> bool:
+    """Whether the groups are channels of one batch without moving anything in memory."""
+    return slices[0].step > 1 and x.shape[0] % len(slices) == 0 and x.is_contiguous()
+
+
+def _in_place(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slices: Slices
+) -> tuple[Tensor, list[Moments]]:
+    """By loops that run where each group lies; strided groups are brought together first."""
+    n = x.shape[0]
+    sizes = [len(range(*s.indices(n))) for s in slices]
+    bounds = tuple(accumulate(sizes, initial=0))
+    order = None
+    if slices[0].step > 1:
+        order = torch.tensor(list(chain.from_iterable(range(*s.indices(n)) for s in slices)))
+    y, found = grouped.grouped_train(x, weight, bias, eps, grouped.Groups(bounds, order))
+    values = x[0].numel() // x.shape[1]
+    pairs = zip(sizes, found.unbind(), strict=True)
+    return y, [Moments(k * values, mean, m2) for k, (mean, m2) in pairs]
+
+
+def ghost_normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    slices: Slices,
+    groups: list[Moments],
+    correction: Correction | None = None,
+) -> Tensor:
+    """As `ghost_batch_norm_train`, given what `ghost_moments(x, slices)` returned.
+
+    Args:
+        x: Batch `(N, C, ...)`.
+        weight: Scale, or None for 1.
+        bias: Shift, or None for 0.
+        eps: Added to the variance.
+        slices: The samples of each group, from `bnkit.core.ghost_slices`.
+        groups: Their moments.
+        correction: `r` and `d` of `(xhat * r + d) * weight + bias`, constants for autograd.
+
+    Returns:
+        `y`, with the dtype and memory format of `x`.
+    """
+    known = iter(groups)
+
+    def run(part: Tensor, copies: int) -> tuple[Tensor, Moments]:
+        batch = next(known)
+        w, b, *rd = (
+            v if v is None or copies == 1 else v.repeat(copies)
+            for v in (weight, bias, *(correction or ()))
+        )
+        if copies > 1:
+            mean, m2 = (torch.cat([getattr(g, name) for g in groups]) for name in ("mean", "m2"))
+            batch = Moments(batch.count, mean, m2)
+        both: Any = tuple(rd) or None
+        return batch_norm_known(part, w, b, eps, batch, correction=both), batch
+
+    return _by_group(x, slices, run)[0]
 
 
 def _by_group(

@@ -68,7 +68,8 @@ def renorm_scale_shift(
         with np.errstate(invalid="ignore", over="ignore"):
             pair = _mean_and_stddev(np, _array(batch), eps)
             r, d = renorm_correction(np, _arrays(buffers).stats(), pair, limits, eps=eps)
-        return torch.from_numpy(r), torch.from_numpy(d)
+        like = buffers.renorm_mean.dtype
+        return torch.from_numpy(r).to(like), torch.from_numpy(d).to(like)
     pair = _mean_and_stddev(xp, batch, eps)
     with torch.no_grad():
         r, d = renorm_correction(xp, buffers.stats(), pair, limits, eps=eps)

@@ -1,0 +1,1 @@
+"""`BatchNorm`: channels on any axes, with the arguments of TensorFlow."""

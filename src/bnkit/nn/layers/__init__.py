@@ -1,0 +1,1 @@
+"""The layers whose channels are dimension 1."""

@@ -1,0 +1,1 @@
+"""Batches that are parts of larger ones: in other processes, or with weights."""

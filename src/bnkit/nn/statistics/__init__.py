@@ -1,0 +1,1 @@
+"""What enters the running statistics of a layer, and when."""
