@@ -265,7 +265,7 @@ def _left_alone(layer: Layer) -> LayerChange:
     return LayerChange(layer.name, kind, status, reason, eps=eps, **old)
 
 
-def _old(layer: Layer) -> dict[str, np.ndarray]:
+def _old(layer: Layer) -> dict[str, Any]:
     mean, var = (getattr(layer.module, name).detach().cpu() for name in STATISTICS)
     return {"old_mean": _array(mean), "old_var": _array(var)}
 

@@ -126,11 +126,8 @@ class Together:
         rows = np.zeros((3, n))
         for number, average in tally.averages.items():
             part = tally.sides.slices[number]
-            rows[:, part] = (
-                np.broadcast_to(average.batches, part.stop - part.start),
-                average.mean,
-                average.var,
-            )
+            rows[0, part] = average.batches
+            rows[1:, part] = average.mean, average.var
         batches, means, variances = self.gather(rows).swapaxes(0, 1)
         total = np.maximum(batches.sum(0), 1)
         mean, var = ((batches * v).sum(0) / total for v in (means, variances))

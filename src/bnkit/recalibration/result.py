@@ -120,7 +120,7 @@ class LayerChange:
 
 
 class Recalibration:
-    """Population statistics for a model: first a plan, which `apply()` writes and `undo()` takes back.
+    """Population statistics for a model: a plan, which `apply()` writes and `undo()` takes back.
 
     Printing it gives a table: for each layer the values per channel it is made of, by how many
     standard deviations the mean moves and by which factor the variance changes in the 90th
@@ -139,7 +139,9 @@ class Recalibration:
         applied: Whether the model has the new statistics.
     """
 
-    def __init__(self, layers: tuple[LayerChange, ...], found: tuple[Layer, ...], **facts: Any):
+    def __init__(
+        self, layers: tuple[LayerChange, ...], found: tuple[Layer, ...], **facts: Any
+    ) -> None:
         self.layers = layers
         self.estimator: Estimator = facts["estimator"]
         self.consistent: bool = facts["consistent"]
@@ -232,7 +234,7 @@ class Recalibration:
         return "\n".join([*(row.rstrip() for row in rows), self.summary()])
 
     def _writes(self, layer: LayerChange) -> Iterator[tuple[Any, str, Tensor]]:
-        if layer.new_mean is None:
+        if layer.new_mean is None or layer.new_var is None:
             return
         module = self._modules[layer.name]
         for name, value in zip(STATISTICS, (layer.new_mean, layer.new_var), strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import array_api_compat.numpy as xp
@@ -26,7 +26,7 @@ class Sides(NamedTuple):
     def slices(self) -> list[slice]:
         """The part of each layer."""
         ends = np.cumsum((0, *self.channels)).tolist()
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     @property
     def total(self) -> int:
@@ -69,7 +69,7 @@ def on_host(calls: Sequence[Call], sides: Sides) -> OnHost:
     means, m2s = (_joined([c.moments[i] for c in calls]) for i in (1, 2))
     counts = [float(c.moments.count) for c in calls]
     ends = np.cumsum((0, *widths))
-    cuts = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    cuts = [slice(a, b) for a, b in pairwise(ends)]
     single = [Moments(n, means[c], m2s[c]) for n, c in zip(counts, cuts, strict=True)]
     if layers == list(range(len(sides.channels))):  # the common case: every layer once
         return OnHost(layers, single, Moments(np.repeat(counts, widths), means, m2s))

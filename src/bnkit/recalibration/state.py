@@ -42,7 +42,7 @@ def fingerprint(model: nn.Module, layers: tuple[Layer, ...], options: dict[str, 
     for name, parameter in model.named_parameters():
         values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(name.encode())
-        digest.update(memoryview(values.numpy()))
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 
 
