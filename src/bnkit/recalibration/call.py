@@ -130,14 +130,15 @@ def recalibrate(
             f"needs, got {type(data).__name__}. Pass a DataLoader or a list."
         )
         raise InputError(msg)
-    facts: dict[str, Any] = {"estimator": estimator, "consistent": consistent}
+    named: dict[str, Any] = {"estimator": estimator, "consistent": consistent}
+    facts = named | {"model": inner}
     if not chosen:
         nothing = dict.fromkeys(("passes", "batches", "samples", "left_out"), 0)
         changes = tuple(_left_alone(layer) for layer in found)
         return Recalibration(changes, found, **facts, **nothing, change=None)
     saved = None
     if save is not None:
-        options = facts | counts | {"on_nonfinite": on_nonfinite, "tolerance": tolerance}
+        options = named | counts | {"on_nonfinite": on_nonfinite, "tolerance": tolerance}
         saved = SavedState(_own_path(save, together), fingerprint(inner, chosen, options))
     run = Run(
         model=inner,

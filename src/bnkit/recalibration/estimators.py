@@ -76,7 +76,7 @@ class Tally:
             return
         for number, call in zip(batch.layers, batch.moments, strict=True):
             spec = self._spec(number)
-            before = self.averages.get(number) or initial_running(call.mean, spec)
+            before = self.averages.get(number) or initial_running(call.m2, spec)
             self.averages[number] = update_running(before, call, spec)
             low, high = self.sizes[:, number]
             self.sizes[:, number] = min(low, call.count), max(high, call.count)

@@ -56,12 +56,9 @@ def find_layers(model: nn.Module, only: Collection[str] | None = None) -> tuple[
         The layers in the order of the model.
 
     Raises:
-        InputError: Not a module, a layer without its first input, or without memory.
+        InputError: A layer without its first input, or without memory.
         PolicyError: `only` names something that is not there, or that is frozen by bnkit.
     """
-    if not isinstance(model, nn.Module):
-        msg = f"recalibrate: expected a torch.nn.Module, got {type(model).__name__}. Pass a model."
-        raise InputError(msg)
     found = [_found(model, name, m) for name, m in model.named_modules() if _is_batch_norm(m)]
     if only is not None:
         found = _chosen(found, (only,) if isinstance(only, str) else tuple(only))
@@ -147,7 +144,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Returns:
         The module that holds the layers; the model itself if it is not wrapped.
+
+    Raises:
+        InputError: Not a module.
     """
+    if not isinstance(model, nn.Module):
+        msg = f"recalibrate: expected a torch.nn.Module, got {type(model).__name__}. Pass a model."
+        raise InputError(msg)
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
         if isinstance(model, wrappers):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from bnkit import ops
-from bnkit.core import InputError, Moments, at_least_one_value, moments, real_dtype, upcast
+from bnkit.core import InputError, Moments, at_least_one_value, moments, upcast
 from bnkit.nn.base import BatchNormBase
 from bnkit.nn.batch_norm_act import _WithActivation
 from bnkit.nn.batch_norm_axis import BatchNorm
@@ -124,7 +124,7 @@ class _Watched:
         m._check_input_dim(x)
         act = m.act if self.fused_act else ops.IDENTITY
         y, batch = ops.batch_norm_train(x, m.weight, m.bias, m.eps, residual=residual, act=act)
-        self._report(batch)
+        self._report(_exact(x) if _is_far(batch) else batch)
         return y
 
     def _report(self, batch: Moments) -> None:
@@ -173,9 +173,9 @@ class _Watched:
 
     def _moments(self, x: Tensor, weights: Tensor | None) -> Moments:
         if weights is None:
-            return ops.batch_moments(x)
-        x = upcast(xp, x.detach())
-        found = moments(x, (0, *range(2, x.ndim)), weights.to(real_dtype(xp, x)), xp=xp)
+            return _exact(x)
+        x = _wide(x.detach())
+        found = moments(x, _axes(x), weights.to(torch.float64), xp=xp)
         return found._replace(count=float(found.count.flatten()[0]))
 
     def _normalizer(self, local: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +204,33 @@ class _Watched:
             value = torch.as_tensor(value).reshape(like.shape).to(like.device)
             value = value if like.is_complex() or not value.is_complex() else value.real
             self.module._buffers[name] = value.to(like.dtype)
+
+
+def _is_far(batch: Moments) -> bool:
+    """Whether a mean is so many deviations from 0 that its rounding in float32 shows.
+
+    What batches differ by enters the variance; from `|mean| = 100 sd` on, half a unit in the last
+    place of the mean is 3e-6 deviations.
+    """
+    if batch.mean.dtype == torch.float64:
+        return False
+    return bool((batch.mean.square() * batch.count > 1e4 * batch.m2).any())
+
+
+def _exact(x: Tensor) -> Moments:
+    """Moments with the mean in double precision."""
+    found = ops.batch_moments(x)
+    if found.mean.dtype in (torch.float64, torch.complex128):
+        return found
+    return moments(_wide(x.detach()), _axes(x), xp=xp)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _axes(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.ndim))
 
 
 def _part(module: Any) -> Any:

@@ -123,14 +123,15 @@ class Together:
         if tally.estimator == "pooled":
             return {}
         n = tally.sides.total
-        rows = np.zeros((3, n))
+        rows = np.zeros((4, n))
         for number, average in tally.averages.items():
             part = tally.sides.slices[number]
             rows[0, part] = average.batches
-            rows[1:, part] = average.mean, average.var
-        batches, means, variances = self.gather(rows).swapaxes(0, 1)
+            rows[1:, part] = average.var, np.real(average.mean), np.imag(average.mean)
+        batches, *values = self.gather(rows).swapaxes(0, 1)
         total = np.maximum(batches.sum(0), 1)
-        mean, var = ((batches * v).sum(0) / total for v in (means, variances))
+        var, real, imaginary = ((batches * v).sum(0) / total for v in values)
+        mean = real + 1j * imaginary if np.iscomplexobj(tally.whole.mean) else real
         slices = tally.sides.slices
         return {
             number: RunningStats(mean[part], var[part], int(total[part][0]))

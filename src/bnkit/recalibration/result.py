@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnkit.core import InputError
 from bnkit.core.population import Estimator
@@ -137,12 +137,14 @@ class Recalibration:
         samples: Samples in it.
         left_out: Batches left out because of NaN or infinity.
         applied: Whether the model has the new statistics.
+        model: The model, without what wraps it.
     """
 
     def __init__(
         self, layers: tuple[LayerChange, ...], found: tuple[Layer, ...], **facts: Any
     ) -> None:
         self.layers = layers
+        self.model: nn.Module = facts["model"]
         self.estimator: Estimator = facts["estimator"]
         self.consistent: bool = facts["consistent"]
         self.passes: int = facts["passes"]
