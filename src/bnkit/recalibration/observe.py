@@ -211,6 +211,12 @@ def _is_far(batch: Moments) -> bool:
 
     What batches differ by enters the variance; from `|mean| = 100 sd` on, half a unit in the last
     place of the mean is 3e-6 deviations.
+
+    Args:
+        batch: Moments in the precision of the kernel.
+
+    Returns:
+        False if they are in double precision.
     """
     if batch.mean.dtype == torch.float64:
         return False

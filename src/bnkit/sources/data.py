@@ -143,7 +143,7 @@ def _cropped(image: Any, size: int) -> Any:
 def _array(path: Path, key: str | None) -> np.ndarray:
     expected = f"{str(path)!r}: expected an npz file of numbers"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = list(file)
             chosen = key or next((n for n in _USUAL if n in names), None)
             if chosen is None and len(names) == 1:
