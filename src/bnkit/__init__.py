@@ -13,12 +13,15 @@ _PUBLIC = {
     "BatchNormError": "bnkit.core.errors",
     "BatchNormSpec": "bnkit.core.spec",
     "Moments": "bnkit.core.moments",
+    "Recalibration": "bnkit.recalibration",
     "RunningStats": "bnkit.core.running",
     "core": "bnkit.core",
     "functional": "bnkit.functional",
     "lab": "bnkit.lab",
     "nn": "bnkit.nn",
     "preset": "bnkit.core.frameworks",
+    "recalibrate": "bnkit.recalibration",
+    "recalibrate_": "bnkit.recalibration",
 }
 
 __all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from bnkit.core.moments import Moments as Moments
     from bnkit.core.running import RunningStats as RunningStats
     from bnkit.core.spec import BatchNormSpec as BatchNormSpec
+    from bnkit.recalibration import Recalibration as Recalibration
+    from bnkit.recalibration import recalibrate as recalibrate
+    from bnkit.recalibration import recalibrate_ as recalibrate_
 
 
 def __getattr__(name: str) -> Any:

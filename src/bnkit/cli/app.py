@@ -34,6 +34,11 @@ lab.command("bnkit.cli.lab:catalogue", name="list", help="List the experiments."
 app.command(lab)
 app.command("bnkit.cli.bench:app", name="bench", help="How fast, beside torch and a plain copy.")
 app.command(
+    "bnkit.cli.recalibrate:recalibrate",
+    name="recalibrate",
+    help="Estimate the statistics of a checkpoint anew, from data.",
+)
+app.command(
     "bnkit.cli.spec:spec",
     name="spec",
     help="What each framework means by batch norm, and where two of them differ.",

@@ -13,6 +13,7 @@ from bnkit.core.errors import OutputError as OutputError
 from bnkit.core.errors import PolicyError as PolicyError
 from bnkit.core.errors import SpecError as SpecError
 from bnkit.core.errors import SynchronizationError as SynchronizationError
+from bnkit.core.errors import UnsettledWarning as UnsettledWarning
 from bnkit.core.frameworks import PRESETS as PRESETS
 from bnkit.core.frameworks import Preset as Preset
 from bnkit.core.frameworks import preset as preset

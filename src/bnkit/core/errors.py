@@ -51,3 +51,7 @@ class EmptyBatchWarning(BatchNormWarning):
 
 class FrozenWarning(BatchNormWarning):
     """A frozen layer was asked to change its running statistics; they were left alone."""
+
+
+class UnsettledWarning(BatchNormWarning):
+    """Statistics that depend on each other still changed when the passes were over."""

@@ -1,0 +1,1 @@
+"""Where models, checkpoints and data come from: files and callables that a user names."""
