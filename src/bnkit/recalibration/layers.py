@@ -10,7 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from bnkit.core import InputError, PolicyError
-from bnkit.nn.statistics_policy import WithPolicy
+from bnkit.nn.statistics.statistics_policy import WithPolicy
 
 Status = Literal["estimated", "unreached", "frozen", "untracked", "not asked for"]
 STATISTICS = ("running_mean", "running_var")

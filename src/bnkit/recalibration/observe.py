@@ -13,15 +13,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bnkit import ops
 from bnkit.core import InputError, Moments, at_least_one_value, moments, upcast
-from bnkit.nn.base import BatchNormBase
-from bnkit.nn.batch_norm_act import _WithActivation
-from bnkit.nn.batch_norm_axis import BatchNorm
-from bnkit.nn.channel_axes import channel_axes
+from bnkit.nn.axis.batch_norm_axis import BatchNorm
+from bnkit.nn.axis.channel_axes import channel_axes
 from bnkit.nn.checks import check_rank
-from bnkit.nn.masked import _keep, _Masked, _weights
+from bnkit.nn.layers.base import BatchNormBase
+from bnkit.nn.layers.batch_norm_act import _WithActivation
+from bnkit.nn.layers.masked import _keep, _Masked, _weights
+from bnkit.nn.layers.variant import Variant
 from bnkit.nn.naming import qualified_name
-from bnkit.nn.processes import Processes
-from bnkit.nn.variant import Variant
+from bnkit.nn.parts.processes import Processes
 from bnkit.ops.plain import is_plain
 from bnkit.recalibration.layers import STATISTICS, Layer
 
