@@ -12,6 +12,8 @@ from bnkit.doctor.selection import Selection
 
 _CERTAIN = {"proved": 2, "measured": 1, "suspected": 0}
 # Families whose findings are the damage: they carry the measured impact.
+# Wrong data, wrong structure and a dead layer reach every layer behind them.
+_REACHES_ALL = ("BN1", "BN5", "BN7", "BN402")
 _STATISTICS_FAMILIES = ("BN1", "BN2", "BN3", "BN5", "BN6", "BN7")
 
 
@@ -84,8 +86,8 @@ def _all_consequences(
 
 
 def _touches(cause: Finding, effect: Finding) -> bool:
-    if not cause.layers or not effect.layers or cause.code[:3] in {"BN5", "BN7", "BN1"}:
-        return True  # wrong data and wrong structure reach every layer behind them
+    if not cause.layers or not effect.layers or cause.code.startswith(_REACHES_ALL):
+        return True
     return bool(set(cause.layers) & set(effect.layers))
 
 

@@ -169,19 +169,16 @@ def distance(one: tuple[Row, Row], other: tuple[Row, Row], eps: float) -> Distan
     with np.errstate(all="ignore"):
         d = np.abs(mean - mu) / np.sqrt(population + eps)
         r = np.log2((var + eps) / (population + eps))
-    d = np.where(np.isfinite(d), d, np.inf)
-    r = np.where(np.isfinite(r), r, np.inf)
+    if not (np.isfinite(d).all() and np.isfinite(r).all()):
+        return Distance(np.inf, np.inf, np.inf, np.inf)  # one such channel spoils every result
     low, high = (_percentile(r, p) for p in (100 - PERCENTILE, PERCENTILE))
-    spread = high - low if np.isfinite(high) and np.isfinite(low) else np.inf
     return Distance(
-        _percentile(d, PERCENTILE), _percentile(np.abs(r), PERCENTILE), _percentile(r, 50), spread
+        _percentile(d, PERCENTILE),
+        _percentile(np.abs(r), PERCENTILE),
+        _percentile(r, 50),
+        high - low,
     )
 
 
 def _percentile(values: Row, percent: float) -> float:
-    if not values.size:
-        return 0.0
-    # linear interpolation between an infinity and a number is NaN
-    return float(
-        np.percentile(values, percent, method="higher" if np.isinf(values).any() else "linear")
-    )
+    return float(np.percentile(values, percent)) if values.size else 0.0
