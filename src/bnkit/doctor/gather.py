@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from bnkit.core.errors import BatchNormError, InputError
 from bnkit.doctor.aside import device_of, set_aside
 from bnkit.doctor.batches import Batch, Forward, read_batches
-from bnkit.doctor.behaviour import observe
+from bnkit.doctor.behaviour import Behaviour, observe
 from bnkit.doctor.checkpoint import read_records, read_state_dict
 from bnkit.doctor.evidence import Evidence
 from bnkit.doctor.find import lazy_batch_norms, read_module
@@ -125,13 +125,15 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         The evidence.
 
     Raises:
-        InputError: The model cannot be copied, or fails on the first batch.
+        InputError: The model has lazy layers, cannot be copied, or fails on the batches.
     """
     records = read_module(model)
     missing: dict[str, str] = {}
     lazy = lazy_batch_norms(model)
     if lazy:
-        missing["records"] = f"lazy layers have no size yet: {', '.join(lazy)}"
+        names = ", ".join(lazy)
+        msg = f"{names}: lazy layers have no size yet. Run one batch through the model first."
+        raise InputError(msg)
     with set_aside(model) as copy:
         facts = read_facts(model, copy, records)
         if given.data is None:
@@ -146,7 +148,7 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         measured = _measured(copy, records, batches) if records else None
         if not records:
             missing["probe"] = "no batch norm module to measure"
-        behaviour = observe(copy, batches[0])
+        behaviour = _observed(copy, batches[0])
     return Evidence(
         purpose,
         _with_producers(records, flow, model),
@@ -191,6 +193,13 @@ def _measured(copy: nn.Module, records: tuple[BatchNormRecord, ...], batches: li
         return probe(copy, records, batches)
     except BatchNormError:
         raise
+    except Exception as error:
+        raise InputError(_failed(copy, error)) from error
+
+
+def _observed(copy: nn.Module, batch: Batch) -> Behaviour:
+    try:
+        return observe(copy, batch)
     except Exception as error:
         raise InputError(_failed(copy, error)) from error
 

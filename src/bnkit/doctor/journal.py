@@ -16,7 +16,7 @@ class Journal:
             graph of gradients.
         in_backward: Updates while a backward pass ran: recomputed activations.
         without_grad: Updates while gradients were disabled.
-        before_first_step: Updates before the first optimizer step of the watch.
+        quiet_before: Updates without gradients before the first optimizer step of the watch.
         fresh: Layers that had never been updated when the watch began.
         eval_steps: Layers in eval mode at an optimizer step that had been in train mode at an
             earlier one.
@@ -30,7 +30,7 @@ class Journal:
     forwards_with_grad: Mapping[str, int] = field(default_factory=dict)
     in_backward: Mapping[str, int] = field(default_factory=dict)
     without_grad: Mapping[str, int] = field(default_factory=dict)
-    before_first_step: Mapping[str, int] = field(default_factory=dict)
+    quiet_before: Mapping[str, int] = field(default_factory=dict)
     fresh: frozenset[str] = frozenset()
     eval_steps: tuple[str, ...] = ()
     poisoned: Mapping[str, int] = field(default_factory=dict)

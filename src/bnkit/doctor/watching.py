@@ -47,7 +47,7 @@ class Watch:
             forwards_with_grad=dict(self._with_grad_per_step),
             in_backward=dict(self._in_backward),
             without_grad=dict(self._without_grad),
-            before_first_step=dict(self._before),
+            quiet_before=dict(self._before),
             fresh=self._fresh,
             eval_steps=tuple(n for n in self._layers if n in self._eval_steps),
             poisoned=dict(self._poisoned),
@@ -83,11 +83,10 @@ class Watch:
             self._in_backward[name] += 1
         elif not torch.is_grad_enabled():
             self._without_grad[name] += 1
+            self._before[name] += self._steps == 0
         else:
             self._with_grad[name] += 1
         self._since[name] += 1
-        if self._steps == 0:
-            self._before[name] += 1
         x = args[0] if args else None
         if isinstance(x, Tensor) and x.ndim > 1 and x.shape[1]:
             values = x.numel() // x.shape[1]

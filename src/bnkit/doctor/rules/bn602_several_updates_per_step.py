@@ -19,13 +19,12 @@ Gradient accumulation updates k times by nature; the remark proposes `1 - (1 - m
 ## Example
 
     >>> import torch, bnkit
+    >>> from torch.utils.checkpoint import checkpoint
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> with bnkit.watch(model, optimizer) as seen:
     ...     for _ in range(3):
-    ...         with torch.no_grad():
-    ...             _ = model(torch.randn(8, 4) + 5)
-    ...         model(torch.randn(8, 4)).sum().backward()
+    ...         checkpoint(model, torch.randn(64, 4), use_reentrant=False).sum().backward()
     ...         optimizer.step()
     >>> "BN602" in [f.code for f in seen.diagnose().findings]
     True
