@@ -50,7 +50,7 @@ from bnkit.doctor.remedies import manual
 from bnkit.doctor.rule import rule
 
 
-@rule("BN604", "update-before-first-step", needs=("journal",))
+@rule("BN604", "update-before-first-step", needs=("journal",), explains=("BN602",))
 def check(evidence: Evidence) -> Iterator[Found]:
     """Quiet updates of fresh layers before the first step."""
     journal = evidence.journal

@@ -60,8 +60,8 @@ def check(evidence: Evidence) -> Iterator[Found]:
     if differ:
         yield Found(
             layers=tuple(name for name, *_ in differ),
-            message=f"eps is {differ[0][1]:g} and was {differ[0][2]:g} in the source, or weight and "
-            "bias are there in one alone.",
+            message=f"eps is {differ[0][1]:g} and was {differ[0][2]:g} in the source, or weight "
+            "and bias are there in one alone.",
             severity=Severity.ERROR,
             numbers={"eps": differ[0][1], "eps_of_source": differ[0][2]},
             fix=manual("restore eps, weight and bias of the source"),
