@@ -12,22 +12,27 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "BatchNormError": "bnkit.core.errors",
     "BatchNormSpec": "bnkit.core.spec",
+    "Diagnosis": "bnkit.doctor.diagnosis",
     "Moments": "bnkit.core.moments",
     "Recalibration": "bnkit.recalibration",
     "RunningStats": "bnkit.core.running",
     "core": "bnkit.core",
+    "diagnose": "bnkit.doctor.diagnosing",
+    "doctor": "bnkit.doctor",
     "functional": "bnkit.functional",
     "lab": "bnkit.lab",
     "nn": "bnkit.nn",
     "preset": "bnkit.core.frameworks",
     "recalibrate": "bnkit.recalibration",
     "recalibrate_": "bnkit.recalibration",
+    "watch": "bnkit.doctor.watching",
 }
 
 __all__ = [*_PUBLIC, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from bnkit import core as core
+    from bnkit import doctor as doctor
     from bnkit import functional as functional
     from bnkit import lab as lab
     from bnkit import nn as nn
@@ -36,6 +41,9 @@ if TYPE_CHECKING:
     from bnkit.core.moments import Moments as Moments
     from bnkit.core.running import RunningStats as RunningStats
     from bnkit.core.spec import BatchNormSpec as BatchNormSpec
+    from bnkit.doctor.diagnosing import diagnose as diagnose
+    from bnkit.doctor.diagnosis import Diagnosis as Diagnosis
+    from bnkit.doctor.watching import watch as watch
     from bnkit.recalibration import Recalibration as Recalibration
     from bnkit.recalibration import recalibrate as recalibrate
     from bnkit.recalibration import recalibrate_ as recalibrate_

@@ -33,6 +33,10 @@ lab.command("bnkit.cli.lab:mofan", name="mofan", help="Mofan's tutorial, exactly
 lab.command("bnkit.cli.lab:catalogue", name="list", help="List the experiments.")
 app.command(lab)
 app.command("bnkit.cli.bench:app", name="bench", help="How fast, beside torch and a plain copy.")
+app.command("bnkit.cli.doctor:doctor", name="doctor", help="Find what ruins a network.")
+app.command("bnkit.cli.fix:fix", name="fix", help="Mend what the doctor found, into a new file.")
+app.command("bnkit.cli.rules:explain", name="explain", help="The page of a rule of the doctor.")
+app.command("bnkit.cli.rules:rules", name="rules", help="List the rules of the doctor.")
 app.command(
     "bnkit.cli.recalibrate:recalibrate",
     name="recalibrate",
@@ -49,18 +53,21 @@ app.command(
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
+) -> object:
     """Run a command.
 
     Args:
         tokens: The command and its options.
         debug: Show the traceback when something fails.
 
+    Returns:
+        What the command returns: an exit status, or None.
+
     Raises:
         CycloptsError: Wrong usage, which has been printed.
     """
     try:
-        app(tokens, exit_on_error=False)
+        return app(tokens, exit_on_error=False)
     except CycloptsError:
         raise
     except Exception:
@@ -82,7 +89,7 @@ def run(words: Sequence[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without 中文 is no reason to fail
     try:
-        app.meta(list(words), exit_on_error=False)
+        status = app.meta(list(words), exit_on_error=False)
     except CycloptsError:
         return WRONG_USAGE  # cyclopts has printed what is wrong
     except BrokenPipeError:
@@ -94,7 +101,7 @@ def run(words: Sequence[str]) -> int:
     except Exception as problem:
         error(_explained(problem))
         return FAILED
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _explained(problem: Exception) -> str:

@@ -50,8 +50,8 @@ def render_page(results: Mapping[str, Any]) -> str:
     if missing:
         msg = f"results: expected the keys {', '.join(required)}; {', '.join(missing)} is missing."
         raise InputError(msg)
-    script = "\n".join(_asset(name) for name in _SCRIPTS)
-    style = "\n".join(_asset(name) for name in _STYLES)
+    script = "\n".join(asset(name) for name in _SCRIPTS)
+    style = "\n".join(asset(name) for name in _STYLES)
     environment = Environment(
         loader=PackageLoader("bnkit.report", "templates"),
         autoescape=True,
@@ -65,7 +65,7 @@ def render_page(results: Mapping[str, Any]) -> str:
         "ablation": results["mofan"].get("ablation"),
         "twins": results.get("twins"),
         "data": inline_json(results),
-        "strings": inline_json(json.loads(_asset("strings.json"))),
+        "strings": inline_json(json.loads(asset("strings.json"))),
         "script": script,
         "style": style,
         "script_hash": csp_hash(script),
@@ -100,7 +100,8 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         raise OutputError(msg) from error
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the folder `assets`; scripts and styles are checked for what would end them."""
     text = files("bnkit.report").joinpath("assets", name).read_text(encoding="utf-8")
     return text if name.endswith(".json") else inline_code(text, name)
 

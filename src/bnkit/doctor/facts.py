@@ -1,0 +1,48 @@
+"""Facts of a whole module and of an optimizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """A module, seen from outside.
+
+    Attributes:
+        training: Mode of the root.
+        weights_trained: Whether anything says that the weights have been trained.
+        thawed: Frozen layers that went back to training mode when `.train()` was called on a copy.
+        hidden: Attributes that hold batch norms outside of the registry of modules.
+        frozen_parts: Submodules whose parameters are all frozen while a batch norm in them trains.
+        parallel: "DistributedDataParallel", "DataParallel" or None.
+        broadcasts: Whether DistributedDataParallel broadcasts buffers.
+        built_in_forward: Classes of batch norms that were constructed during a forward pass.
+        averaged: The model is a `torch.optim.swa_utils.AveragedModel`.
+        averaged_steps: Its count of averaged models.
+        quantization_aware: Names of batch norms inside modules of quantization-aware training.
+    """
+
+    training: bool
+    weights_trained: bool | None = None
+    thawed: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    frozen_parts: Mapping[str, tuple[str, ...]] | None = None
+    parallel: str | None = None
+    broadcasts: bool | None = None
+    built_in_forward: tuple[str, ...] = ()
+    averaged: bool = False
+    averaged_steps: int = 0
+    quantization_aware: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerFacts:
+    """What an optimizer does to the parameters of batch norms.
+
+    Attributes:
+        decayed: Weight decay of the group that holds a layer's weight or bias, where not 0.
+        absent: Layers with trainable parameters that are in no group.
+    """
+
+    decayed: Mapping[str, float]
+    absent: tuple[str, ...]

@@ -1,0 +1,47 @@
+"""Small models for the rules: one that fires, one that does not."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def chain(features: int = 8, **options) -> nn.Sequential:
+    """Two linear layers with batch norm, whose statistics fit standard normal input exactly."""
+    torch.manual_seed(1)
+    options = {"momentum": None} | options
+    model = nn.Sequential(
+        nn.Linear(4, features, bias=False),
+        nn.BatchNorm1d(features, **options),
+        nn.ReLU(),
+        nn.Linear(features, features, bias=False),
+        nn.BatchNorm1d(features, **options),
+        nn.ReLU(),
+        nn.Linear(features, 3),
+    )
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.BatchNorm1d) and layer.affine:
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.uniform_(-0.5, 0.5)
+        for _ in range(40):
+            model(torch.randn(256, 4))
+    for layer in norms(model):
+        if layer.momentum is None:
+            layer.momentum = 0.1
+    return model.eval()
+
+
+def norms(model) -> list:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def changed(model, change):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        change(model)
+    return model
+
+
+def rows(count: int = 1280) -> torch.Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(5))
