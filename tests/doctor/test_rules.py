@@ -364,6 +364,7 @@ def test_optimizer(net):
     assert "BN405" in codes(net, purpose="train", optimizer=part)
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # torch's own
 def test_programs(net, x):
     evaluated = torch.export.export(net, (x[:8],))
     assert not {"BN701", "BN702"} & codes(evaluated)

@@ -109,12 +109,15 @@ def batch_norm(
         inplace=inplace,
     )
     if input.numel() == 0:
-        warnings.warn(
-            f"{where()}: the batch is empty (input of shape {tuple(input.shape)}); the running "
-            "statistics and their counter are left alone.",
-            EmptyBatchWarning,
-            stacklevel=2,
-        )
+        _warn_empty(where, input)
     elif on_nonfinite == "raise" and not torch.compiler.is_compiling():
         check_finite(where, step.mean, step.m2)
     return step.y
+
+
+def _warn_empty(where: Callable[[], str], input: Tensor) -> None:
+    message = (
+        f"{where()}: the batch is empty (input of shape {tuple(input.shape)}); the running "
+        "statistics and their counter are left alone."
+    )
+    warnings.warn(message, EmptyBatchWarning, stacklevel=3)

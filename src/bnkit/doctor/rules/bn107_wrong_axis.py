@@ -55,10 +55,10 @@ def check(evidence: Evidence) -> Iterator[Found]:
         return
     wrong = [n for n in flow.batch_norms() if _features_last(flow, n) and _over_axis_1(evidence, n)]
     if wrong:
-        shape: tuple[int, ...] = wrong[0].shape or ()
+        shape = list(wrong[0].shape or ())
         yield Found(
             layers=tuple(dict.fromkeys(n.layer for n in wrong)),
-            message=f"the input {shape} has its features last, and batch norm takes axis 1 for the "
+            message=f"the input {tuple(shape)} has its features last, and batch norm takes axis 1 for the "
             "channels: it normalizes each step of the sequence over the features.",
             severity=Severity.ERROR,
             certainty="measured",
