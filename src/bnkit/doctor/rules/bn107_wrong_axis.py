@@ -58,8 +58,8 @@ def check(evidence: Evidence) -> Iterator[Found]:
         shape = list(wrong[0].shape or ())
         yield Found(
             layers=tuple(dict.fromkeys(n.layer for n in wrong)),
-            message=f"the input {tuple(shape)} has its features last, and batch norm takes axis 1 for the "
-            "channels: it normalizes each step of the sequence over the features.",
+            message=f"the input {tuple(shape)} has its features last, and batch norm takes axis 1 "
+            "for the channels: it normalizes each step of the sequence over the features.",
             severity=Severity.ERROR,
             certainty="measured",
             numbers={"channels_taken": shape[1], "features": shape[2]},
