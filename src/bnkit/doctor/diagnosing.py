@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from bnkit import __version__
 from bnkit.core.errors import SpecError
 from bnkit.doctor.batches import Forward
 from bnkit.doctor.compare import compare
@@ -151,7 +151,7 @@ def _title(model: Any) -> str:
 
 def _environment() -> dict[str, str]:
     return {
-        "bnkit": __version__,
+        "bnkit": sys.modules["bnkit"].__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -39,7 +39,7 @@ def read_loader(data: Any) -> LoaderFacts | None:
         doctor cuts itself.
     """
     size = getattr(data, "batch_size", None)
-    dataset = getattr(data, "dataset", None)
+    dataset: Any = getattr(data, "dataset", None)
     if isinstance(data, Tensor) or not isinstance(size, int) or not hasattr(dataset, "__len__"):
         return None
     sampler = type(getattr(data, "sampler", None)).__name__

@@ -185,7 +185,7 @@ def _op(node: fx.Node) -> str:
 def _norm(node: fx.Node, names: dict[str, str]) -> ProgramNorm:
     op = _op(node).partition(".")[0]
     schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
     mean = given.get("running_mean")
     training = op in _LEGIT_TRAINING or op in _UPDATES
     if "training" in given or "train" in given:

@@ -55,7 +55,7 @@ def check(evidence: Evidence) -> Iterator[Found]:
         return
     wrong = [n for n in flow.batch_norms() if _features_last(flow, n) and _over_axis_1(evidence, n)]
     if wrong:
-        shape = wrong[0].shape or ()
+        shape: tuple[int, ...] = wrong[0].shape or (0, 0, 0)
         yield Found(
             layers=tuple(dict.fromkeys(n.layer for n in wrong)),
             message=f"the input {shape} has its features last, and batch norm takes axis 1 for the "
