@@ -2,9 +2,9 @@
 
 import hashlib
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -151,7 +151,7 @@ def _title(model: Any) -> str:
 
 def _environment() -> dict[str, str]:
     return {
-        "bnkit": metadata.version("bnkit"),
+        "bnkit": sys.modules["bnkit"].__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -109,7 +109,8 @@ def of_numbers(subject: ExportedProgram | Mapping[str, Any] | Path, purpose: Pur
         program, records, flow = read_onnx(subject)
     else:
         records = read_records(subject)
-    missing: dict[str, str] = dict.fromkeys(("probe", "behaviour", "loader", "optimizer"), reason)
+    names: list[str] = ["probe", "behaviour", "loader", "optimizer"]
+    missing = dict.fromkeys(names, reason)
     return Evidence(purpose, records, missing, flow=flow, program=program)
 
 

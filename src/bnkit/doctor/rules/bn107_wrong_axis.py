@@ -55,11 +55,11 @@ def check(evidence: Evidence) -> Iterator[Found]:
         return
     wrong = [n for n in flow.batch_norms() if _features_last(flow, n) and _over_axis_1(evidence, n)]
     if wrong:
-        shape = list(wrong[0].shape or ())
+        shape: tuple[int, ...] = wrong[0].shape or (0, 0, 0)
         yield Found(
             layers=tuple(dict.fromkeys(n.layer for n in wrong)),
-            message=f"the input {tuple(shape)} has its features last, and batch norm takes axis 1 "
-            "for the channels: it normalizes each step of the sequence over the features.",
+            message=f"the input {shape} has its features last, and batch norm takes axis 1 for the "
+            "channels: it normalizes each step of the sequence over the features.",
             severity=Severity.ERROR,
             certainty="measured",
             numbers={"channels_taken": shape[1], "features": shape[2]},
