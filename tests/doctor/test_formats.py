@@ -85,34 +85,34 @@ def test_json_has_stable_keys(file, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "bnkit.doctor/1"
     assert set(document) == {
-            "schema",
-            "tool",
-            "subject",
-            "purpose",
-            "environment",
-            "verdict",
-            "probe",
-            "layers",
-            "findings",
-            "suppressed",
-            "skipped",
-            "checked",
-        }
+        "schema",
+        "tool",
+        "subject",
+        "purpose",
+        "environment",
+        "verdict",
+        "probe",
+        "layers",
+        "findings",
+        "suppressed",
+        "skipped",
+        "checked",
+    }
     assert set(document["findings"][0]) == {
-            "code",
-            "name",
-            "severity",
-            "certainty",
-            "cause",
-            "layers",
-            "message",
-            "numbers",
-            "impact",
-            "fix",
-            "consequences",
-            "fingerprint",
-            "suppressed_by",
-        }
+        "code",
+        "name",
+        "severity",
+        "certainty",
+        "cause",
+        "layers",
+        "message",
+        "numbers",
+        "impact",
+        "fix",
+        "consequences",
+        "fingerprint",
+        "suppressed_by",
+    }
     assert document["findings"][0]["impact"]["metric"] == "kl"
     assert {"d90", "r90", "r50", "verdict"} <= set(document["layers"][0]["probe"])
 
