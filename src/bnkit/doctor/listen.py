@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -21,7 +22,6 @@ class Heard:
 
     Attributes:
         order: Position of its first call in the first forward pass.
-        whole: Moments of all values.
         by_call: Moments by the number of the call within a forward pass.
         batch_means: Mean of each batch, first call only.
         sample_means: Mean of each sample over its positions, first call only.
@@ -35,7 +35,6 @@ class Heard:
     """
 
     order: int
-    whole: Moments | None = None
     by_call: list[Moments] = field(default_factory=list)
     batch_means: list[Tensor] = field(default_factory=list)
     sample_means: list[Tensor] = field(default_factory=list)
@@ -46,6 +45,11 @@ class Heard:
     constant: float = 0.0
     offset: float = 0.0
     dtype: str = ""
+
+    @property
+    def whole(self) -> Moments | None:
+        """Moments of all values."""
+        return reduce(merge, self.by_call) if self.by_call else None
 
 
 class Listener:
@@ -109,7 +113,6 @@ class Listener:
         wide = Moments(seen.count, seen.mean.double().cpu(), seen.m2.double().cpu())
         call = one.calls[-1]
         one.calls[-1] += 1
-        one.whole = wide if one.whole is None else merge(one.whole, wide)
         if call < len(one.by_call):
             one.by_call[call] = merge(one.by_call[call], wide)
         else:

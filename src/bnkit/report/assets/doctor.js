@@ -24,7 +24,7 @@
     const high = Math.max(...all);
     const span = high - low || 1;
     const at = (value) => ((value - low) / span) * (SIZE - 2 * EDGE) + EDGE;
-    const root = bnkit.picture({ width: SIZE, height: SIZE, title, desc: `${measured.length} channels` });
+    const { root } = bnkit.picture({ width: SIZE, height: SIZE, title, desc: `${measured.length} channels` });
     root.append(
       bnkit.svg("rect", { class: "frame", x: EDGE, y: EDGE, width: SIZE - 2 * EDGE, height: SIZE - 2 * EDGE }),
       bnkit.svg("line", { class: "diagonal", x1: EDGE, y1: SIZE - EDGE, x2: SIZE - EDGE, y2: EDGE }),
