@@ -20,6 +20,7 @@ not be mixed: only when fine-tuning or training is this more than a hint.
 ## Example
 
     >>> import torch, bnkit
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     >>> rows = torch.randn(640, 4) + torch.linspace(-3, 3, 640).unsqueeze(1)
     >>> [f.code for f in bnkit.diagnose(model, rows, purpose="train").findings]
