@@ -1,5 +1,7 @@
 """Fixtures of the whole suite."""
 
+import signal
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ import torch
 from array_api_compat import numpy as np_compat
 from array_api_compat import torch as torch_compat
 from hypothesis import settings
+
+# a shell starts its background jobs with Ctrl-C ignored, and every child inherits that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # one example can be slow on a busy machine; the count of examples bounds the time
 settings.register_profile("bnkit", deadline=None, max_examples=60, derandomize=True)
