@@ -232,7 +232,7 @@ BAD = [
     ("cut.pt", "damaged or of another kind"),
     ("text.pt", "damaged"),
     ("empty.pt", "damaged"),
-    ("list.pt", "got list"),
+    ("list.pt", "got a list"),
     ("none.pt", "got a dictionary of 'epoch'"),
     ("other.safetensors", "expected the tensors of Sequential .* another model"),
     ("part.safetensors", "it lacks 3.weight, 3.bias"),

@@ -41,13 +41,18 @@ def test_the_suite_holds_32_healthy_trainings():
 def test_recalibration_repairs_lost_statistics_and_is_refused_where_it_hurts():
     from bnkit.doctor.mending import mend
 
+    def mended_patient(name):
+        patient = FAULTS[name]()
+        return mend(
+            patient.model,
+            patient.data,
+            recalibrate=lambda model: bnkit.recalibrate_(model, patient.data, batches=20),
+        )
+
     with one_thread():
-        lost = FAULTS["buffers lost"]()
-        mended = mend(lost.model, lost.data, unsafe=True)
+        mended = mended_patient("buffers lost")
         assert mended.refused is None
         assert mended.after.impact.before > mended.before.impact.before + 0.4
-        in_eval = FAULTS["trained in eval"]()
-        assert "BN308" in mend(in_eval.model, in_eval.data, unsafe=True).refused
-        shifted = FAULTS["pixels 0..16"]()
-        assert "BN505" in mend(shifted.model, shifted.data, unsafe=True).refused
+        assert "BN308" in mended_patient("trained in eval").refused
+        assert "BN505" in mended_patient("pixels 0..16").refused
     assert torch.get_num_threads() >= 1

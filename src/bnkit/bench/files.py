@@ -1,14 +1,12 @@
 """Files of the benchmark: checked before it runs, whole or not there, read back with a check."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bnkit.bench.results import SCHEMA
 from bnkit.core.errors import InputError, OutputError
+from bnkit.core.files import prove_writable, write_text
 
 
 def check_writable(path: Path) -> None:
@@ -26,36 +24,10 @@ def check_writable(path: Path) -> None:
         msg = f"{expected}, got a folder. {advice}"
         raise OutputError(msg)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        prove_writable(path.parent)
     except OSError as error:
         msg = f"{expected}, got: {error.strerror or error}. {advice}"
         raise OutputError(msg) from error
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let something write a temporary file beside `path`, then rename it.
-
-    Args:
-        path: The final name.
-        write: Is given the temporary name.
-
-    Returns:
-        `path`.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        msg = f"{str(path)!r}: expected to write there, got: {error.strerror or error}."
-        raise OutputError(msg) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_document(document: dict[str, Any], path: Path) -> Path:
@@ -69,7 +41,7 @@ def write_document(document: dict[str, Any], path: Path) -> Path:
         `path`.
     """
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1)
-    return replace_file(path, lambda t: t.write_text(text + "\n", encoding="utf-8"))
+    return write_text(path, text + "\n")
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bnkit.bench import summary
-from bnkit.bench.files import replace_file
 from bnkit.core.errors import InputError
+from bnkit.core.files import write_text
 
 BEGIN = "<!-- bnkit bench: begin -->"
 END = "<!-- bnkit bench: end -->"
@@ -36,7 +36,7 @@ def write_page(document: Mapping[str, Any], path: Path) -> Path:
     """
     before, after = _split(path)
     text = f"{before}{BEGIN}\n\n{section(document)}\n{END}{after}"
-    return replace_file(path, lambda t: t.write_text(text, encoding="utf-8"))
+    return write_text(path, text)
 
 
 def section(document: Mapping[str, Any]) -> str:

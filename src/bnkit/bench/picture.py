@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bnkit.bench.files import replace_file
 from bnkit.bench.summary import bandwidth, seconds_of
 from bnkit.core.errors import InputError
+from bnkit.core.files import write_whole
 
 KINDS = ("png", "svg", "pdf")
 _STYLES = {
@@ -78,7 +78,7 @@ def write_picture(document: Mapping[str, Any], path: Path) -> Path:
     """
     check_kind(path)
     figure, kind = draw(document), path.suffix.lstrip(".").lower()
-    return replace_file(path, lambda t: figure.savefig(t, format=kind, dpi=120))
+    return write_whole(path, lambda t: figure.savefig(t, format=kind, dpi=120))
 
 
 def _panel(ax: Axes, found: list[Mapping[str, Any]]) -> None:

@@ -73,16 +73,17 @@ def doctor(
     Returns:
         The exit status.
     """
-    from bnkit.cli.subject import load_data, load_subject
+    from bnkit.cli.subject import load_subject
     from bnkit.core.errors import BatchNormError
 
     try:
         selection = _selection(config, select, ignore, level, baseline)
         from bnkit.doctor.diagnosing import diagnose
+        from bnkit.sources.data import open_labelled
 
         diagnosis = diagnose(
             load_subject(subject, weights),
-            load_data(data),
+            None if data is None else open_labelled(data),
             purpose,
             pair=None if pair is None else load_subject(pair),
             relation=relation,
@@ -128,16 +129,12 @@ def _rendered(diagnosis: "Diagnosis", format: Format, subject: str) -> str:
 
 
 def _write(text: str, path: Path | None) -> None:
-    from bnkit.core.errors import OutputError
+    from bnkit.core.files import write_text
 
     if path is None:
         console().print(text, end="")
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        msg = f"{path}: cannot be written ({problem.strerror}). Choose another --output."
-        raise OutputError(msg) from problem
+    else:
+        write_text(path, text, advice="Choose another name.")
 
 
 def _selection(

@@ -47,17 +47,20 @@ def faults(
     if out is None:
         console().print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        from bnkit.core.files import write_text
+
+        write_text(out, text)
     return 1 if missed else 0
 
 
 def _row(name: str, patient: Any) -> tuple[str, bool]:
+    from copy import deepcopy
+
     import bnkit
-    from bnkit.doctor.gather import Given
-    from bnkit.doctor.reestimate import reestimated
 
     found = bnkit.diagnose(patient.model, patient.data, patient.purpose, **patient.options)
-    again = reestimated(patient.model, Given(patient.data, batches=20))
+    again = deepcopy(patient.model)
+    bnkit.recalibrate_(again, patient.data, batches=20)
     after = bnkit.diagnose(again, patient.data, patient.purpose).impact
     first = found.findings[0] if found.findings else None
     cause = "" if first is None or first.found.cause is None else f" ({first.found.cause})"

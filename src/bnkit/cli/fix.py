@@ -1,8 +1,7 @@
 """`bnkit fix`: mend a network into a new file, and only when that helps."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -13,7 +12,7 @@ from bnkit.cli.doctor import CLEAN, COULD_NOT_RUN, FOUND, Count, Purpose
 if TYPE_CHECKING:
     from torch import nn
 
-    from bnkit.doctor.mending import Mending
+    from bnkit.doctor.mending import Mending, Recalibrate
 
 Switch = Parameter(negative="")
 
@@ -32,13 +31,15 @@ def fix(
 ) -> int:
     """Mend what the doctor found and write the state_dict into a new file.
 
-    Safe mends by default; with --recalibrate also the running statistics. The mended network is
-    examined again, and nothing is written when no measured metric improves.
+    Safe mends by default; with --recalibrate also the running statistics, as `bnkit recalibrate`
+    estimates them. The mended network is examined again, and nothing is written when no measured
+    metric improves.
 
     Args:
         subject: path.py:function that builds the model.
         output: New file, .safetensors or .pt; an existing one is never overwritten.
-        data: Batches to measure with: FILE.npz with x and y, or path.py:loader.
+        data: Batches to measure with: FILE.npz with x and y, or path.py:loader; by default those of
+            --recalibrate.
         recalibrate: Batches of the training set to gather the running statistics from.
         purpose: What the network is meant for: infer, train, finetune or export.
         weights: A checkpoint to load into the model.
@@ -48,21 +49,25 @@ def fix(
 
     Returns:
         The exit status: 0 mended, 1 not mended, 2 could not run.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; nothing was written.
     """
-    from bnkit.cli.subject import load_data, load_subject
     from bnkit.core.errors import BatchNormError
 
+    taking = {"batches": batches, "batch_size": batch_size}
     try:
         _check_output(output)
         from bnkit.doctor.mending import mend
 
+        network = _model(subject, weights)
+        statistics = _batches_of(recalibrate)
         mended = mend(
-            _model(load_subject(subject, weights), subject),
-            load_data(recalibrate or data),
+            network,
+            statistics if data is None else _batches_of(data),
             purpose,
-            unsafe=recalibrate is not None,
-            batches=batches,
-            batch_size=batch_size,
+            recalibrate=None if statistics is None else _recalibrator(statistics, taking),
+            **taking,
         )
         _report(mended)
         if mended.refused is not None:
@@ -73,6 +78,9 @@ def fix(
     except BatchNormError as problem:
         error(str(problem))
         return COULD_NOT_RUN
+    except KeyboardInterrupt:
+        msg = f"Stopped. {output} was not written."
+        raise KeyboardInterrupt(msg) from None
     return CLEAN
 
 
@@ -84,15 +92,33 @@ def _check_output(output: Path) -> None:
         raise InputError(msg)
 
 
-def _model(loaded: object, subject: str) -> "nn.Module":
+def _model(subject: str, weights: Path | None) -> "nn.Module":
     from torch import nn
 
+    from bnkit.cli.subject import load_subject
     from bnkit.core.errors import InputError
 
+    loaded = load_subject(subject, weights)
     if not isinstance(loaded, nn.Module):
-        msg = f"{subject}: expected path.py:function of a model, to examine it again."
+        msg = (
+            f"{subject}: expected path.py:function of a model, to examine it again, got a file. "
+            "For a checkpoint: bnkit fix path.py:function --weights CHECKPOINT, or bnkit "
+            "recalibrate CHECKPOINT."
+        )
         raise InputError(msg)
     return loaded
+
+
+def _batches_of(text: str | None) -> Any:
+    from bnkit.sources.data import open_labelled
+
+    return None if text is None else open_labelled(text)
+
+
+def _recalibrator(data: Any, taking: dict[str, int]) -> "Recalibrate":
+    from bnkit.recalibration import recalibrate_
+
+    return lambda model: recalibrate_(model, data, **taking)
 
 
 def _report(mended: "Mending") -> None:
@@ -108,24 +134,7 @@ def _report(mended: "Mending") -> None:
 
 
 def _save(mended: "Mending", output: Path) -> None:
-    """Write beside the target, then rename: the file is complete or is not there."""
-    from bnkit.core.errors import OutputError
+    from bnkit.sources.checkpoint import write_tensors
 
-    state = {k: v.contiguous() for k, v in mended.model.state_dict().items()}
-    temporary = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")
-    try:
-        if output.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file({k: v.clone() for k, v in state.items()}, temporary)
-        else:
-            import torch
-
-            torch.save(state, temporary)
-        temporary.replace(output)
-    except OSError as problem:
-        msg = f"{output}: cannot be written ({problem}). Choose another --output."
-        raise OutputError(msg) from problem
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(output, mended.model.state_dict())
     console().print(f"wrote {output}")

@@ -1,44 +1,14 @@
-"""Read the batch norms of a checkpoint, without running anything that is inside."""
+"""The batch norms of a checkpoint."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bnkit.core.errors import InputError
 from bnkit.doctor.find import row
 from bnkit.doctor.record import BatchNormRecord
 
 _STATISTICS = ("running_mean", "running_var")
-_WRAPPED = ("state_dict", "model_state_dict", "model", "module", "state", "net", "weights")
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name.
-
-    Args:
-        path: A `.safetensors` file, or one of `torch.save`, which is read with
-            `weights_only=True`: nothing in it is executed.
-
-    Returns:
-        The state_dict.
-
-    Raises:
-        InputError: No such file, a damaged one, or one that needs code to run.
-    """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"{path}: expected a checkpoint, found no such file."
-        raise InputError(msg)
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(_refusal(path, error)) from error
-    return _tensors(content, path)
 
 
 def read_records(tensors: Mapping[str, Any]) -> tuple[BatchNormRecord, ...]:
@@ -83,44 +53,3 @@ def _record(name: str, group: Mapping[str, Tensor]) -> BatchNormRecord:
         batches=int(batches) if batches is not None and batches.numel() == 1 else None,
         statistics_dtype=str(first.dtype).removeprefix("torch."),
     )
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        msg = f"{path}: expected a safetensors file, got a damaged one ({error}). Copy it again."
-        raise InputError(msg) from error
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    text = str(error)
-    if "weights_only" in text or "Unsupported" in text or "WeightsUnpickler" in text:
-        return (
-            f"{path}: expected tensors alone, got a pickle that runs code when it is opened, so it "
-            "was not. Save model.state_dict() or a .safetensors file, or name the function that "
-            "builds the model: bnkit doctor file.py:build --weights ..."
-        )
-    reason = text.splitlines()[0][:200] if text else type(error).__name__
-    return (
-        f"{path}: expected a checkpoint of torch.save or a .safetensors file, got one that cannot "
-        f"be read ({reason}). Is it complete? Copy it again."
-    )
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        if any(isinstance(v, Tensor) for v in content.values()):
-            return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        inner = next((k for k in _WRAPPED if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = content[inner]
-    got = f"a {type(content).__name__}"
-    if isinstance(content, Mapping):
-        got += f" with the keys {', '.join(map(str, list(content)[:8]))}"
-    msg = f"{path}: expected a state_dict, got {got}. Save model.state_dict()."
-    raise InputError(msg)

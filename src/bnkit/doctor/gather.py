@@ -13,7 +13,7 @@ from bnkit.core.errors import BatchNormError, InputError
 from bnkit.doctor.aside import device_of, set_aside
 from bnkit.doctor.batches import Batch, Forward, read_batches
 from bnkit.doctor.behaviour import Behaviour, observe
-from bnkit.doctor.checkpoint import read_records, read_state_dict
+from bnkit.doctor.checkpoint import read_records
 from bnkit.doctor.evidence import Evidence
 from bnkit.doctor.find import lazy_batch_norms, read_module
 from bnkit.doctor.finding import Purpose
@@ -25,6 +25,7 @@ from bnkit.doctor.program import Program, read_exported, read_onnx
 from bnkit.doctor.read_model import built_in_forward, read_facts
 from bnkit.doctor.record import BatchNormRecord
 from bnkit.doctor.trace import trace, trace_symbols
+from bnkit.sources.checkpoint import read_tensors
 
 Subject = nn.Module | ExportedProgram | Mapping[str, Any] | str | Path
 _TRACED_ROWS = 2
@@ -87,7 +88,7 @@ def opened(subject: Subject) -> nn.Module | ExportedProgram | Mapping[str, Any] 
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             msg = f"{path}: expected a program of torch.export, got an unreadable file ({reason})."
             raise InputError(msg) from error
-    return read_state_dict(path)
+    return read_tensors(path)
 
 
 def of_numbers(subject: ExportedProgram | Mapping[str, Any] | Path, purpose: Purpose) -> Evidence:

@@ -13,9 +13,8 @@ from bnkit.doctor.diagnosing import diagnose
 from bnkit.doctor.diagnosis import Diagnosis
 from bnkit.doctor.find import batch_norms
 from bnkit.doctor.finding import Finding, Impact, Purpose
-from bnkit.doctor.gather import Given
-from bnkit.doctor.reestimate import reestimated
 
+Recalibrate = Callable[[nn.Module], object]
 # A metric that moved by less than this has not improved.
 LEAST = 1e-6
 
@@ -44,7 +43,7 @@ def mend(
     data: Any = None,
     purpose: Purpose = "infer",
     *,
-    unsafe: bool = False,
+    recalibrate: Recalibrate | None = None,
     forward: Forward | None = None,
     batches: int = 20,
     batch_size: int = 64,
@@ -55,7 +54,8 @@ def mend(
         model: The model; it is not changed.
         data: Batches of the training set, as for `diagnose`.
         purpose: What the model is meant for.
-        unsafe: Also recalibrate, where a finding proposes it.
+        recalibrate: Writes statistics from data of its own into the copy, where a finding proposes
+            that; `lambda model: bnkit.recalibrate_(model, batches)`. Without, it is not done.
         forward: Runs the model on one batch.
         batches: How many batches to take.
         batch_size: Rows of a batch when `data` is tensors.
@@ -71,36 +71,33 @@ def mend(
         >>> mended.refused, mended.steps, mended.model.training, model.training
         (None, ('BN301: eval',), False, True)
     """
-    given = Given(data, forward, batches, batch_size)
     options: dict[str, Any] = {"forward": forward, "batches": batches, "batch_size": batch_size}
     before = diagnose(model, data, purpose, **options)
-    copy, steps, recalibrates = deepcopy(model), [], False
+    copy, steps, wanted = deepcopy(model), [], False
     for finding in before.findings:
         verb = "" if finding.fix is None else finding.fix.verb
-        if verb == "recalibrate" and unsafe and data is not None:
-            recalibrates = True
+        if verb == "recalibrate" and recalibrate is not None and data is not None:
+            wanted = True
             steps.append(f"{finding.code}: recalibrate")
         elif verb in _SAFE:
             with torch.no_grad():
                 _SAFE[verb](copy, finding)
             steps.append(f"{finding.code}: {verb}")
-    if recalibrates:
-        copy = reestimated(copy, given)
+    if wanted and recalibrate is not None:
+        recalibrate(copy)
     after = diagnose(copy, data, purpose, **options)
-    refused = _refusal(before, after, steps, unsafe=unsafe, data=data)
-    if refused is None and recalibrates and not _improved(before.impact, after.impact):
+    refused = _refusal(before, after, steps)
+    if refused is None and wanted and not _improved(before.impact, after.impact):
         refused = "the measured metric does not improve"
     return Mending(model=copy, steps=tuple(steps), before=before, after=after, refused=refused)
 
 
-def _refusal(
-    before: Diagnosis, after: Diagnosis, steps: list[str], *, unsafe: bool, data: Any
-) -> str | None:
+def _refusal(before: Diagnosis, after: Diagnosis, steps: list[str]) -> str | None:
     if not before.findings:
         return "nothing was found to mend"
     if not steps:
         proposed = {f.fix.verb for f in before.findings if f.fix is not None}
-        if "recalibrate" in proposed and not (unsafe and data is not None):
+        if "recalibrate" in proposed:
             return "the mend is recalibration, which is unsafe: give batches and ask for it"
         first = before.findings[0]
         advice = "" if first.fix is None else f": {first.fix.text}"

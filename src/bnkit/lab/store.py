@@ -1,10 +1,7 @@
 """The output folder: checked first, written by renaming, finished parts kept for the next run."""
 
-import errno
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 
 from bnkit import __version__
 from bnkit.core.errors import OutputError
+from bnkit.core.files import prove_writable, what_to_do, write_whole
 
-FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
+_ADVICE = "Choose another folder with --out."
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -32,13 +30,12 @@ def prepare_folder(folder: Path) -> Path:
     expected = f"output folder {str(folder)!r}: expected a folder that can be written"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        prove_writable(folder)
     except FileExistsError as error:
         msg = f"{expected}, got a file of that name. Choose another one with --out."
         raise OutputError(msg) from error
     except OSError as error:
-        msg = f"{expected}, got: {error.strerror or error}. {what_to_do(error)}"
+        msg = f"{expected}, got: {error.strerror or error}. {what_to_do(error, _ADVICE)}"
         raise OutputError(msg) from error
     return folder
 
@@ -59,43 +56,12 @@ def write_json(document: Any, path: Path, *, indent: int | None = None) -> Path:
         ValueError: A number is not finite: it must be None in the document.
     """
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, indent=indent)
-    try:
-        _replace(path, text + "\n")
-    except OSError as error:
-        msg = (
-            f"{str(path)!r}: expected to write results there, got: {error.strerror or error}. "
-            f"{what_to_do(error)}"
-        )
-        raise OutputError(msg) from error
-    return path
-
-
-def what_to_do(error: OSError, otherwise: str = "Choose another folder with --out.") -> str:
-    """The advice of a message about a file that could not be written.
-
-    Args:
-        error: What the operating system said.
-        otherwise: The advice where the disk is not full.
-
-    Returns:
-        A sentence: to make room where there is none left.
-
-    Example:
-        >>> what_to_do(OSError(errno.ENOSPC, "No space left on device"))
-        'Make room on the disk, then run the same command again.'
-    """
-    if error.errno in FULL:
-        return "Make room on the disk, then run the same command again."
-    return otherwise
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_whole(
+        path,
+        lambda t: t.write_text(text + "\n", encoding="utf-8"),
+        expected="to write results there",
+        advice=_ADVICE,
+    )
 
 
 @dataclass

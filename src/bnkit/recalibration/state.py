@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from time import monotonic
@@ -14,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from bnkit.core import InputError, Moments, OutputError, RunningStats
+from bnkit.core import InputError, Moments, RunningStats
+from bnkit.core.files import write_whole
 from bnkit.recalibration.estimators import Tally
 from bnkit.recalibration.intervals import Replicates
 from bnkit.recalibration.layers import Layer
@@ -68,23 +68,18 @@ class SavedState:
 
         Args:
             progress: Of the run.
-
-        Raises:
-            OutputError: The file cannot be written.
         """
         arrays = _arrays(progress)
         numbers = {name: getattr(progress.tally, name) for name in _NUMBERS}
         numbers |= {"number": progress.number, "stop": progress.stop}
         head = {"schema": SCHEMA, "key": self.key, "progress": json.dumps(numbers)}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(arrays, temporary, head)
-            temporary.replace(self.path)
-        except (OSError, SafetensorError) as error:
-            msg = f"{str(self.path)!r}: expected to save the statistics so far, got: {error}."
-            raise OutputError(msg) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(
+            self.path,
+            lambda t: save_file(arrays, t, head),
+            expected="to save the statistics so far",
+            advice="Choose another place to save to.",
+            errors=(SafetensorError,),
+        )
         self._last = monotonic()
 
     def read(self, progress: Any) -> bool:

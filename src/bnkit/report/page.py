@@ -1,7 +1,6 @@
 """One HTML file from one results document."""
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from bnkit.core.errors import InputError, OutputError
-from bnkit.lab.store import what_to_do
+from bnkit.core.errors import InputError
+from bnkit.core.files import write_whole
 from bnkit.report.inline import csp_hash, inline_code, inline_json
 
 SCHEMAS = ("bnkit.demo/1", "bnkit.lab.mofan/1")
@@ -85,33 +84,17 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         results: The document that `bnkit demo` or `bnkit lab mofan` writes as `results.json`.
         path: The HTML file; its folder must exist.
 
-    Raises:
-        OutputError: The file cannot be written there.
     """
     text = render_page(results)
-    path = Path(path)
-    try:
-        _replace(path, text.encode())
-    except OSError as error:
-        msg = (
-            f"{path}: expected a place to write the page, got: {error.strerror or error}. "
-            f"{what_to_do(error, 'Choose an existing folder that you may write to.')}"
-        )
-        raise OutputError(msg) from error
+    write_whole(
+        Path(path),
+        lambda t: t.write_bytes(text.encode()),
+        expected="a place to write the page",
+        advice="Choose an existing folder that you may write to.",
+    )
 
 
 def asset(name: str) -> str:
     """A file of the folder `assets`; scripts and styles are checked for what would end them."""
     text = files("bnkit.report").joinpath("assets", name).read_text(encoding="utf-8")
     return text if name.endswith(".json") else inline_code(text, name)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename, so that no half-written page is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,10 +1,7 @@
 """Checkpoints without foreign code: read, matched to a model, and written anew."""
 
-import json
-import os
-import struct
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,10 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bnkit.core.errors import InputError, OutputError
+from bnkit.core.files import prove_writable, write_whole
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # where training loops put the state_dict of the model
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema", "weights", "params")
+_NESTED = (
+    *("state_dict", "model_state_dict", "model", "module", "net", "network"),
+    *("ema", "weights", "params", "state"),
+)
+_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _EXPECTED = "expected a checkpoint (.safetensors, or .pt with a state_dict)"
 
 
@@ -31,14 +33,14 @@ class Checkpoint:
         path: The file.
         tensors: By the name that they have in the file.
         document: What `torch.load` gave; None for safetensors.
-        nested: Under which key of it the tensors are; None if they are the document.
+        nested: Under which keys of it the tensors are, one within the other.
         metadata: Of a safetensors file.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     document: Any = field(default=None, repr=False)
-    nested: str | None = None
+    nested: tuple[str, ...] = ()
     metadata: dict[str, str] | None = None
 
     def prefix_for(self, model: nn.Module) -> str:
@@ -108,31 +110,12 @@ class Checkpoint:
 
         Returns:
             `path`.
-
-        Raises:
-            OutputError: It cannot be written.
         """
         found = {n: _like(t, self.tensors.get(n)) for n, t in changed.items()}
         tensors = self.tensors | found
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            if self.document is None:
-                save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, self.metadata)
-            else:
-                torch.save(self._document(tensors), temporary)
-            temporary.replace(path)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            msg = f"{str(path)!r}: expected to write the checkpoint there, got: {error}."
-            raise OutputError(msg) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
-
-    def _document(self, tensors: dict[str, Tensor]) -> Any:
-        if self.nested is None:
-            return type(self.document)(tensors)
-        inner = type(self.document[self.nested])(tensors)
-        return type(self.document)({**self.document, self.nested: inner})
+        if self.document is None:
+            return _written(path, tensors, self.metadata)
+        return _written(path, _with_tensors(self.document, self.nested, tensors))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -153,7 +136,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(msg)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
+    if path.suffix not in _ENDINGS:
         msg = f"{str(path)!r}: {_EXPECTED}, got the ending {path.suffix!r}."
         raise InputError(msg)
     try:
@@ -166,11 +149,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "safetensors.torch.save_file(model.state_dict(), 'new.safetensors')."
         )
         raise InputError(msg) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
-        first = str(error).partition("\n")[0]
-        msg = f"{str(path)!r}: {_EXPECTED}, got a file that is damaged or of another kind ({first})"
-        raise InputError(msg) from error
+    except Exception as error:  # a hostile file may raise anything
+        raise InputError(_damaged(path, error)) from error
     return _found_in(path, document)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, as `read_checkpoint` finds them.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state_dict.
+    """
+    return read_checkpoint(path).tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a state_dict; the file is complete or as it was.
+
+    Args:
+        path: The new file: `.safetensors`, or any other ending for `torch.save`.
+        tensors: By name. Tensors that share memory are written one by one.
+
+    Returns:
+        `path`.
+    """
+    own = {n: t.detach().cpu().clone() for n, t in tensors.items()}
+    return _written(path, own, {"format": "pt"} if path.suffix == ".safetensors" else None)
 
 
 def check_new_file(path: Path, *, like: Path, replace: bool) -> None:
@@ -195,8 +202,7 @@ def check_new_file(path: Path, *, like: Path, replace: bool) -> None:
         msg = f"{expected}, got one that exists. Choose another --out, or pass --force."
         raise OutputError(msg)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        prove_writable(path.parent)
     except OSError as error:
         msg = f"{expected}, got: {error.strerror or error}. Choose another --out."
         raise OutputError(msg) from error
@@ -207,28 +213,69 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Checkpoint(path, tensors, metadata=file.metadata())
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        msg = f"{str(path)!r}: {_EXPECTED}, got a file that is damaged or of another kind ({error})"
-        raise InputError(msg) from error
+    except Exception as error:  # a hostile header may raise anything
+        raise InputError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    return (
+        f"{str(path)!r}: {_EXPECTED}, got a file that is damaged or of another kind ({reason}). "
+        "Is it complete? Copy it again."
+    )
 
 
 def _found_in(path: Path, document: Any) -> Checkpoint:
-    if isinstance(document, Mapping):
-        if document and _tensors(document.values()):
-            return Checkpoint(path, dict(document), document)
-        for key in _NESTED:
-            inner = document.get(key)
-            if isinstance(inner, Mapping) and inner and _tensors(inner.values()):
-                return Checkpoint(path, dict(inner), document, key)
-    got = type(document).__name__
+    nested = _way_to_tensors(document)
+    if nested is not None:
+        inner = document
+        for key in nested:
+            inner = inner[key]
+        tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
+        return Checkpoint(path, tensors, document, nested)
+    got = f"a {type(document).__name__}"
     if isinstance(document, Mapping):
         got = f"a dictionary of {', '.join(map(repr, list(document)[:5])) or 'nothing'}"
     msg = f"{str(path)!r}: {_EXPECTED}, got {got}. Save model.state_dict()."
     raise InputError(msg)
 
 
-def _tensors(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, Tensor) for v in values)
+def _way_to_tensors(value: Any, depth: int = 4) -> tuple[str, ...] | None:
+    """The usual keys that lead to tensors; a file may hold a dictionary that holds itself."""
+    if not depth or not isinstance(value, Mapping):
+        return None
+    for key in _NESTED:
+        below = _way_to_tensors(value.get(key), depth - 1)
+        if below is not None:
+            return (key, *below)
+    return () if any(isinstance(v, Tensor) for v in value.values()) else None
+
+
+def _with_tensors(document: Any, nested: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+    """A copy of the document, whatever else it holds, with other tensors."""
+    changed = copy(document)
+    if nested:
+        changed[nested[0]] = _with_tensors(document[nested[0]], nested[1:], tensors)
+    else:
+        changed.update(tensors)
+    return changed
+
+
+def _written(path: Path, content: Any, metadata: dict[str, str] | None = None) -> Path:
+    def write(temporary: Path) -> None:
+        if path.suffix == ".safetensors":
+            save_file({n: t.contiguous() for n, t in content.items()}, temporary, metadata)
+        else:
+            with temporary.open("wb") as file:  # a name of its own would get into the file
+                torch.save(content, file)
+
+    return write_whole(
+        path,
+        write,
+        expected="to write the checkpoint there",
+        advice="Choose another place.",
+        errors=(RuntimeError, SafetensorError),
+    )
 
 
 def _like(tensor: Tensor, old: Tensor | None) -> Tensor:

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bnkit.core.errors import InputError
+from bnkit.sources.arrays import ENDINGS, LABELS, pick_inputs, read_arrays
 from bnkit.sources.callables import load_named, made_by
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_USUAL = ("x", "input", "inputs", "images", "data", "arr_0")
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +57,63 @@ def open_data(text: str, options: DataOptions) -> Any:
         order = torch.Generator().manual_seed(0)
         permutation = torch.randperm(len(folder), generator=order).tolist()
         return DataLoader(folder, options.batch_size, sampler=permutation)
-    if path.suffix == ".npz":
-        return _shuffled(_array(path, options.key))
+    if path.suffix in ENDINGS:
+        return _shuffled(pick_inputs(path, read_arrays(path), options.key))
     if ":" in text:
-        found = load_named(text, "a loader, or a function that makes one")
-        ready = hasattr(found, "__iter__") and not isinstance(found, type)
-        return found if ready or isinstance(found, Dataset) else made_by(text, found, "a loader")
-    msg = (
-        f"{text!r}: expected data, got nothing of that name. Known forms: a file.npz, a folder of "
-        "images, path.py:loader, package.module:loader."
+        return _named(text)
+    raise InputError(_unknown(text, "a file.npz, a folder of images"))
+
+
+def open_labelled(text: str) -> Any:
+    """The batches of a data source with their labels, in the order of the source.
+
+    Args:
+        text: A file `.npz` with arrays x and y, a file `.npy`, `path.py:name` or
+            `package.module:name`.
+
+    Returns:
+        A tensor, a pair of tensors (inputs, labels), or what the name stands for.
+
+    Raises:
+        InputError: Something else, or it cannot be read.
+    """
+    path = Path(text)
+    if path.suffix in ENDINGS:
+        return _labelled(path)
+    if ":" in text:
+        return _named(text)
+    raise InputError(_unknown(text, "a file.npz, a file.npy"))
+
+
+def _named(text: str) -> Any:
+    found = load_named(text, "a loader, or a function that makes one")
+    ready = hasattr(found, "__iter__") and not isinstance(found, type)
+    return found if ready or isinstance(found, Dataset) else made_by(text, found, "a loader")
+
+
+def _unknown(text: str, forms: str) -> str:
+    return (
+        f"{text!r}: expected data, got nothing of that name. Known forms: {forms}, "
+        "path.py:loader, package.module:loader."
     )
-    raise InputError(msg)
+
+
+def _labelled(path: Path) -> Any:
+    arrays = read_arrays(path)
+    values = pick_inputs(path, arrays)
+    # float64 is NumPy's habit, not a wish
+    inputs = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    name = next((n for n in LABELS if n in arrays), None)
+    if name is None:
+        return inputs
+    labels = arrays[name]
+    if labels.shape[:1] != values.shape[:1]:
+        msg = (
+            f"{str(path)!r}: expected one label for each of the {len(values)} samples, got "
+            f"{labels.shape} in {name!r}."
+        )
+        raise InputError(msg)
+    return inputs, torch.from_numpy(np.ascontiguousarray(labels))
 
 
 class ImageFolder(Dataset):
@@ -84,9 +129,9 @@ class ImageFolder(Dataset):
 
     def __init__(self, folder: Path, options: DataOptions) -> None:
         self.options = options
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES)
         if not self.paths:
-            known = ", ".join(sorted(_ENDINGS))
+            known = ", ".join(sorted(_IMAGES))
             msg = f"{str(folder)!r}: expected a folder with images ({known}), got none."
             raise InputError(msg)
         channels = 1 if options.gray else 3
@@ -138,33 +183,6 @@ def _cropped(image: Any, size: int) -> Any:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def _array(path: Path, key: str | None) -> np.ndarray:
-    expected = f"{str(path)!r}: expected an npz file of numbers"
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names = list(file)
-            chosen = key or next((n for n in _USUAL if n in names), None)
-            if chosen is None and len(names) == 1:
-                chosen = names[0]
-            if chosen not in names:
-                wanted = f"an array called {key!r}" if key else "an array called 'x', or a --key"
-                msg = f"{expected} with {wanted}, got {', '.join(map(repr, names)) or 'nothing'}."
-                raise InputError(msg)
-            values = file[chosen]
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = "objects that need code to be read" if "pickle" in str(error) else "a damaged file"
-        msg = f"{expected}, got {what} ({error})."
-        raise InputError(msg) from error
-    if values.ndim < 2 or values.dtype.kind not in "fiu":
-        msg = f"{expected} (n, channels, ...), got {values.dtype} {values.shape} in {chosen!r}."
-        raise InputError(msg)
-    if values.dtype.kind != "f":
-        values = values.astype(np.float32)
-    return values
 
 
 def _shuffled(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The figures of one results document, as files."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bnkit.core.errors import InputError, OutputError
-from bnkit.lab.store import what_to_do
+from bnkit.core.files import replacing, what_to_do
 from bnkit.viz.curves import plot_cost, plot_twins
 from bnkit.viz.panels import plot_mofan_steps
 from bnkit.viz.tables import plot_ablation, plot_modes
@@ -97,12 +96,7 @@ def _whole(figure: Any) -> Figure:
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # A date in the file would make two runs of the same data differ.
     metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
