@@ -208,6 +208,56 @@ def twins_part() -> dict[str, Any]:
     }
 
 
+def _repair(key: str, before: float, after: float, **more: Any) -> dict[str, Any]:
+    verdicts = ("error", "warning", "ok", "unknown")
+    row = {
+        "id": key,
+        "name": both(f"The fault {key}", f"故障 {key}"),
+        "expected": "BN201",
+        "code": "BN201",
+        "rule": "stats-at-init",
+        "severity": "error",
+        "certainty": "proved",
+        "said": both("The statistics were lost.", "统计量已经丢失。"),
+        "layers": [
+            {"name": f"features.{i}", "verdict": verdict} for i, verdict in enumerate(verdicts)
+        ],
+        "eval_accuracy": 0.101,
+        "batch_accuracy": 1.0,
+        "before": before,
+        "steps": ["BN201: recalibrate"],
+        "refused": None,
+        "mend": both("bnkit fix --recalibrate", "bnkit fix --recalibrate"),
+        "after": after,
+        "errors_after": 0,
+    }
+    return row | more
+
+
+def repairs_part() -> dict[str, Any]:
+    hand = {
+        "code": "BN505",
+        "expected": "BN505",
+        "rule": "input-shift",
+        "certainty": "measured",
+        "steps": [],
+        "refused": "BN505 has no automatic mend: prepare the input as in training",
+        "mend": both("by hand; recalibration was refused", "手动处理；拒绝重新校准"),
+    }
+    missed = {"code": None, "rule": None, "severity": None, "certainty": None, "layers": []}
+    missed |= {"eval_accuracy": None, "batch_accuracy": None, "errors_after": 2}
+    return {
+        "config": {"seed": 1, "lr": 3.0, "batches": 16, "faults": 3},
+        "accuracy": 0.998,
+        "findings": 0,
+        "rows": [
+            _repair("lost", 0.1, 0.9985),
+            _repair("pixels", 0.373, 0.998, **hand),
+            _repair("missed", 0.5, 0.5, **missed),
+        ],
+    }
+
+
 def demo_results() -> dict[str, Any]:
     """Build the whole document of `bnkit demo`."""
     return {
@@ -224,17 +274,18 @@ def demo_results() -> dict[str, Any]:
         },
         "findings": [
             {"id": key, "text": both(f"The finding about {key}.", f"关于 {key} 的发现。")}
-            for key in ("mofan", "twins", "mode")
+            for key in ("mofan", "twins", "mode", "doctor")
         ],
         "mofan": mofan_part(),
         "twins": twins_part(),
+        "repairs": repairs_part(),
     }
 
 
 def mofan_results() -> dict[str, Any]:
     """Build the document of `bnkit lab mofan` without the ablation."""
     results = demo_results()
-    del results["twins"]
+    del results["twins"], results["repairs"]
     results["schema"] = "bnkit.lab.mofan/1"
     results["findings"] = results["findings"][:1]
     results["mofan"]["ablation"] = None

@@ -41,7 +41,14 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_in_both_themes(demo, visit, scheme):
     page = visit(demo, color_scheme=scheme)
-    for state in ("step=50", "step=50&tf=1", "act=tanh&step=250", "tab=ablation", "tab=twins"):
+    for state in (
+        "step=50",
+        "step=50&tf=1",
+        "act=tanh&step=250",
+        "tab=ablation",
+        "tab=twins",
+        "tab=doctor",
+    ):
         page.evaluate("(hash) => { location.hash = hash; }", f"lang=en&{state}")
         page.wait_for_timeout(50)
         assert page.evaluate("location.hash").startswith("#lang=en")
@@ -61,7 +68,7 @@ def test_dark_mode_is_dark(demo, visit):
 @pytest.mark.parametrize("width", [360, 800])
 def test_no_sideways_scrolling(demo, visit, width):
     page = visit(demo, viewport={"width": width, "height": 800})
-    for tab in ("mofan", "ablation", "twins"):
+    for tab in ("mofan", "ablation", "twins", "doctor"):
         page.click(f"[data-tab={tab}]")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
 
@@ -69,7 +76,7 @@ def test_no_sideways_scrolling(demo, visit, width):
 def test_print_shows_every_tab(demo, visit):
     page = visit(demo)
     page.emulate_media(media="print")
-    for panel in ("mofan", "ablation", "twins"):
+    for panel in ("mofan", "ablation", "twins", "doctor"):
         assert page.is_visible(f"#panel-{panel}")
     assert page.is_hidden(".rail")
     assert page.locator("#loss .curve").count() > 0
@@ -82,4 +89,6 @@ def test_without_scripts_the_words_remain(demo, visit, chromium, tmp_path):
     page.goto((tmp_path / "report.html").as_uri())
     assert page.is_visible("noscript p")
     assert page.is_visible("table.claims")
+    assert page.is_visible("[data-repair=lost] .found"), "a hidden tab cannot be opened"
+    assert page.is_hidden("[role=tablist]")
     context.close()

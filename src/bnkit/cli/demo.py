@@ -38,7 +38,8 @@ def demo(
 ) -> None:
     """Train networks with and without batch norm and write a page about the difference.
 
-    Takes about a minute. An interrupted run continues where it stopped.
+    Then break one of them in several ways and let the doctor find and mend it. Takes about a
+    minute. An interrupted run continues where it stopped.
 
     Args:
         out: Folder for report.html, the figures and results.json.
@@ -55,4 +56,4 @@ def demo(
         return lambda parts, progress: run_demo(config, parts=parts, progress=progress)
 
     session = Session(out=out, fresh=fresh, quiet=quiet, lang=lang)
-    session.run(("mofan", "ablation", "twins"), experiment)
+    session.run(("mofan", "ablation", "twins", "doctor"), experiment)

@@ -24,6 +24,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "mofan": "Mofan's four networks",
         "ablation": "initialization x learning rate",
         "twins": "twin networks on digits",
+        "doctor": "faults, found and mended",
         "write": "page and figures",
     },
     "zh": {
@@ -31,6 +32,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "mofan": "莫烦的四个网络",
         "ablation": "初始化 x 学习率",
         "twins": "手写数字上的孪生网络",
+        "doctor": "故障的诊断与修复",
         "write": "页面与图片",
     },
 }

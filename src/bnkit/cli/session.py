@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from bnkit.cli.console import Language, language, out
 from bnkit.cli.display import Display
+from bnkit.cli.repairs_text import repairs_table
 
 if TYPE_CHECKING:
     from bnkit.lab.progress import Progress
@@ -122,6 +123,8 @@ class Session:
         words, console = WORDS[lang], out()
         for finding in results.findings:
             console.print(f"* {getattr(finding.text, lang)}")
+        if results.repairs is not None:
+            console.print(repairs_table(results.repairs, lang))
         console.print()
         if parts.reused:
             console.print(words["reused"].format(n=parts.reused))

@@ -73,6 +73,19 @@ class Split:
     test: Part
 
 
+def raw_pixels(images: Tensor) -> Tensor:
+    """Digits as they are in the file, from 0 to 16.
+
+    Args:
+        images: Shifted and scaled ones, among them the darkest and the brightest pixel.
+
+    Returns:
+        The same without shift and scale.
+    """
+    low, high = images.min(), images.max()
+    return (images - low) / (high - low) * 16
+
+
 def digits(seed: int = 0, *, train: int = 1000, test: int = 480) -> Split:
     """The 1797 handwritten digits that ship with scikit-learn, 8x8 pixels, split once.
 

@@ -1,19 +1,21 @@
-"""The first run: mofan, the twins and the modes in one result."""
+"""The first run: mofan, the twins, the modes and the doctor in one result."""
 
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
 
 from bnkit import __version__
 from bnkit.lab.ablation import Profile
-from bnkit.lab.findings import mode_finding, mofan_finding, twins_finding
+from bnkit.lab.findings import doctor_finding, mode_finding, mofan_finding, twins_finding
 from bnkit.lab.mofan import run_mofan
 from bnkit.lab.network import MofanConfig
 from bnkit.lab.progress import Progress, silent
-from bnkit.lab.record import DEMO_SCHEMA, MOFAN_SCHEMA, Finding, Mofan, Results, Twins
+from bnkit.lab.record import DEMO_SCHEMA, MOFAN_SCHEMA, Finding, Results
+from bnkit.lab.repairs import run_repairs
 from bnkit.lab.store import Parts
 from bnkit.lab.study import run_twins
 from bnkit.lab.twins import TwinConfig
@@ -51,7 +53,8 @@ def run_demo(
     Args:
         config: What to run; None takes the defaults.
         parts: Where finished parts are kept; None keeps nothing.
-        progress: Told how far the work is, in the stages "mofan", "twins" and "ablation".
+        progress: Told how far the work is, in the stages "mofan", "ablation", "twins" and
+            "doctor".
 
     Returns:
         The results; the same for the same configuration but for `created` and `seconds`.
@@ -60,8 +63,16 @@ def run_demo(
     parts = Parts() if parts is None else parts
     mofan = run_mofan(config.mofan, profile=config.profile, parts=parts, progress=progress)
     twins = run_twins(config.twins, parts=parts, progress=progress)
-    findings = (mofan_finding(mofan), twins_finding(twins), mode_finding(twins))
-    return _results(DEMO_SCHEMA, findings, mofan, twins, seconds=parts.seconds)
+    lr = next(arm.lr for arm in twins.arms if arm.id == "bn")
+    repairs = run_repairs(config.twins, lr, parts=parts, progress=progress)
+    findings = (
+        mofan_finding(mofan),
+        twins_finding(twins),
+        mode_finding(twins),
+        doctor_finding(repairs),
+    )
+    measured = {"mofan": mofan, "twins": twins, "repairs": repairs}
+    return _results(DEMO_SCHEMA, findings, measured, parts.seconds)
 
 
 def run_mofan_alone(
@@ -84,15 +95,13 @@ def run_mofan_alone(
     """
     parts = Parts() if parts is None else parts
     mofan = run_mofan(config, profile=profile, parts=parts, progress=progress)
-    return _results(MOFAN_SCHEMA, (mofan_finding(mofan),), mofan, None, seconds=parts.seconds)
+    return _results(MOFAN_SCHEMA, (mofan_finding(mofan),), {"mofan": mofan}, parts.seconds)
 
 
 def _results(
     schema: str,
     findings: tuple[Finding, ...],
-    mofan: Mofan,
-    twins: Twins | None,
-    *,
+    measured: dict[str, Any],
     seconds: float,
 ) -> Results:
     return Results(
@@ -108,6 +117,5 @@ def _results(
             "threads": 1,
         },
         findings=findings,
-        mofan=mofan,
-        twins=twins,
+        **measured,
     )

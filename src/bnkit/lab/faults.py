@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnkit.doctor.finding import Purpose
-from bnkit.lab.data import Split, digits
+from bnkit.lab.data import Split, digits, raw_pixels
 from bnkit.lab.faulty import (
     Layer,
     Training,
@@ -182,20 +182,14 @@ def _drifted_backbone() -> nn.Module:
     return copy
 
 
-def _half(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels as they are in the file: 0 to 16."""
-    images, labels = mixed_rows(split)
-    low, high = images.min(), images.max()
-    return (images - low) / (high - low) * 16, labels
-
-
 def _several_domains() -> Patient:
     model, domains = _domains()
     return Patient(model=model, data=domains["one"], expected="BN507", options={"domains": domains})
 
 
 def _raw_pixels() -> Patient:
-    data = _half(split_of_digits())
+    images, labels = mixed_rows(split_of_digits())
+    data = raw_pixels(images), labels
     return Patient(model=healthy(), data=data, expected="BN505", cause="input-scale")
 
 

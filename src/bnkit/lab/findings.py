@@ -2,7 +2,7 @@
 
 from statistics import fmean, median
 
-from bnkit.lab.record import Arm, CostCurve, Finding, Mofan, State, Text, Twins
+from bnkit.lab.record import Arm, CostCurve, Finding, Mofan, Repairs, State, Text, Twins
 from bnkit.lab.shares import percent
 
 GOOD = 0.9
@@ -68,6 +68,27 @@ def mode_finding(twins: Twins) -> Finding:
         f"运行统计量从未更新时 {share['never-updated']}。",
     )
     return Finding("mode", text)
+
+
+def doctor_finding(repairs: Repairs) -> Finding:
+    """What the doctor named, and what the first of the faults cost before and after."""
+    first, faults = repairs.rows[0], len(repairs.rows)
+    named = sum(row.code == row.expected for row in repairs.rows)
+    before, after = percent(first.before, 1), percent(first.after, 1)
+    rule = "nothing" if first.code is None else f"{first.code} {first.rule}"
+    rule_zh = "没有发现问题" if first.code is None else f"指出 {first.code} {first.rule}"
+    text = Text(
+        f"The doctor had {repairs.findings or 'no'} complaints about the trained network. Then "
+        f"{faults} faults were planted in it, one at a time, and the doctor named the cause of "
+        f"{named} as its first finding. {first.name.en}: {percent(repairs.accuracy, 1)} of the "
+        f"test images right before, {before} with the fault; the doctor said {rule}, and after "
+        f"the mend ({first.mend.en}) it is {after}.",
+        f"诊断训练好的网络：{repairs.findings or '没有'}{' 个' if repairs.findings else ''}问题。"
+        f"随后每次植入一个故障，共 {faults} 个，其中 {named} 个的原因被列为第一条诊断结果。"
+        f"{first.name.zh}：测试准确率原为 {percent(repairs.accuracy, 1)}，出现故障后为 {before}；"
+        f"诊断{rule_zh}，处理（{first.mend.zh}）之后为 {after}。",
+    )
+    return Finding("doctor", text)
 
 
 def steps_to(arm: Arm, level: float) -> list[int | None]:

@@ -227,16 +227,77 @@ class Twins(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerVerdict(Record):
+    """Whether the running statistics of one layer describe the data, as the doctor's probe says."""
+
+    name: str
+    verdict: Literal["ok", "warning", "error", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair(Record):
+    """A fault that was planted in a trained network: what the doctor said, what mending brought.
+
+    Attributes:
+        id: Of the fault.
+        name: The fault.
+        expected: Code of the rule that should name it.
+        code: Code of the doctor's first finding; None where it found nothing.
+        rule: Name of that rule.
+        severity: Of the finding.
+        certainty: Of the finding.
+        said: The finding in English; in Chinese what its rule looks for.
+        layers: The layers in order.
+        eval_accuracy: Share of the training images right in eval mode, as the doctor measured it.
+        batch_accuracy: The same with the statistics of each batch.
+        before: Test accuracy of the broken network.
+        steps: What was mended, as code and verb.
+        refused: Why nothing was mended; None where something was.
+        mend: What was done.
+        after: Test accuracy then.
+        errors_after: Errors that the doctor found then.
+    """
+
+    id: str
+    name: Text
+    expected: str
+    code: str | None
+    rule: str | None
+    severity: str | None
+    certainty: str | None
+    said: Text
+    layers: tuple[LayerVerdict, ...]
+    eval_accuracy: float | None
+    batch_accuracy: float | None
+    before: float
+    steps: tuple[str, ...]
+    refused: str | None
+    mend: Text
+    after: float
+    errors_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs(Record):
+    """A trained network as it is, and with one fault after the other."""
+
+    config: dict[str, Any]
+    accuracy: float
+    findings: int
+    rows: tuple[Repair, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding(Record):
     """What one experiment showed, in one sentence."""
 
-    id: Literal["mofan", "twins", "mode"]
+    id: Literal["mofan", "twins", "mode", "doctor"]
     text: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Everything one command measured; `twins` is None for `bnkit lab mofan`."""
+    """Everything one command measured; `bnkit lab mofan` leaves `twins` and `repairs` None."""
 
     schema: str
     bnkit: str
@@ -245,11 +306,10 @@ class Results:
     environment: dict[str, Any]
     findings: tuple[Finding, ...]
     mofan: Mofan
-    twins: Twins | None
+    twins: Twins | None = None
+    repairs: Repairs | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of `results.json`; without the key `twins` where there are none."""
+        """The document of `results.json`, without the keys of what was not run."""
         document = to_plain(self)
-        if self.twins is None:
-            del document["twins"]
-        return document
+        return {k: v for k, v in document.items() if v is not None}

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from bnkit.core.errors import InputError
 from bnkit.core.files import write_whole
+from bnkit.lab.shares import percent
 from bnkit.report.inline import csp_hash, inline_code, inline_json
 
 SCHEMAS = ("bnkit.demo/1", "bnkit.lab.mofan/1")
@@ -25,7 +26,7 @@ _SCRIPTS = (
     "twins.js",
     "app.js",
 )
-_STYLES = ("page.css", "figures.css")
+_STYLES = ("page.css", "figures.css", "doctor.css", "repairs.css")
 
 
 def render_page(results: Mapping[str, Any]) -> str:
@@ -63,6 +64,8 @@ def render_page(results: Mapping[str, Any]) -> str:
         "mofan": results["mofan"],
         "ablation": results["mofan"].get("ablation"),
         "twins": results.get("twins"),
+        "repairs": results.get("repairs"),
+        "percent": percent,
         "data": inline_json(results),
         "strings": inline_json(json.loads(asset("strings.json"))),
         "script": script,
