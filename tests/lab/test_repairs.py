@@ -1,11 +1,8 @@
 """Faults planted in a trained twin: found, measured, mended, and told."""
 
-import io
-
 import pytest
-from rich.console import Console
 
-from bnkit.cli.repairs_text import repairs_table
+from bnkit.cli.repairs_text import repairs_text
 from bnkit.lab import Parts, TwinConfig
 from bnkit.lab.findings import doctor_finding
 from bnkit.lab.record import Repairs
@@ -59,14 +56,12 @@ def test_the_sentence_and_the_table_say_what_was_measured(repairs):
         for part in (percent(first.before, 1), percent(first.after, 1), "BN201 stats-at-init"):
             assert part in text
     for lang in ("en", "zh"):
-        out = io.StringIO()
-        Console(file=out, width=160).print(repairs_table(repairs, lang))
-        lines = out.getvalue().splitlines()
-        assert len(lines) == 1 + len(FAULTS)
-        for row, line in zip(repairs.rows, lines[1:], strict=True):
+        lines = repairs_text(repairs, lang).splitlines()
+        assert len(lines) == 2 * len(FAULTS)
+        for row, name, line in zip(repairs.rows, lines[::2], lines[1::2], strict=True):
+            assert getattr(row.name, lang) in name
             assert f"{row.code} {row.rule}" in line
-            assert percent(row.before, 1) in line
-            assert getattr(row.name, lang) in line
+            assert f"{percent(row.before, 1)} -> {percent(row.after, 1)}" in line
 
 
 def test_a_finding_that_was_missed_is_not_called_found(repairs):

@@ -2,37 +2,37 @@
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from bnkit.cli.console import Language
 
 if TYPE_CHECKING:
     from bnkit.lab.record import Repairs
 
-HEADS: dict[Language, tuple[str, ...]] = {
-    "en": ("planted fault", "the doctor says", "broken", "mended", "by"),
-    "zh": ("植入的故障", "诊断结果", "故障时", "处理后", "处理"),
+LINES: dict[Language, str] = {
+    "en": "    {said}. Test accuracy {before} -> {after} ({mend})",
+    "zh": "    {said}。测试准确率 {before} -> {after}（{mend}）",
 }
-NOTHING: dict[Language, str] = {"en": "nothing", "zh": "没有发现"}
+NOTHING: dict[Language, str] = {"en": "nothing was found", "zh": "没有发现问题"}
 
 
-def repairs_table(repairs: "Repairs", lang: Language) -> Table:
-    """One line for each fault.
+def repairs_text(repairs: "Repairs", lang: Language) -> str:
+    """Two lines for each fault: what was done to the network; the doctor, and what it brought.
 
     Args:
         repairs: What was measured.
         lang: Of the words.
 
     Returns:
-        A table for the console.
+        The lines.
     """
     from bnkit.lab.shares import percent
 
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-    for number, head in enumerate(HEADS[lang]):
-        table.add_column(head, justify="right" if number in {2, 3} else "left")
+    lines = []
     for row in repairs.rows:
-        said = NOTHING[lang] if row.code is None else f"{row.code} {row.rule}"
-        shares = percent(row.before, 1), percent(row.after, 1)
-        table.add_row(getattr(row.name, lang), said, *shares, getattr(row.mend, lang))
-    return table
+        words = {
+            "said": NOTHING[lang] if row.code is None else f"{row.code} {row.rule}",
+            "before": percent(row.before, 1),
+            "after": percent(row.after, 1),
+            "mend": getattr(row.mend, lang),
+        }
+        lines += [f"  - {getattr(row.name, lang)}", LINES[lang].format(**words)]
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from bnkit.cli.console import Language, language, out
 from bnkit.cli.display import Display
-from bnkit.cli.repairs_text import repairs_table
+from bnkit.cli.repairs_text import repairs_text
 
 if TYPE_CHECKING:
     from bnkit.lab.progress import Progress
@@ -124,7 +124,7 @@ class Session:
         for finding in results.findings:
             console.print(f"* {getattr(finding.text, lang)}")
         if results.repairs is not None:
-            console.print(repairs_table(results.repairs, lang))
+            console.print(repairs_text(results.repairs, lang))
         console.print()
         if parts.reused:
             console.print(words["reused"].format(n=parts.reused))

@@ -15,6 +15,7 @@ _PUBLIC = {
     "run_ablation": "bnkit.lab.ablation",
     "run_demo": "bnkit.lab.demo",
     "run_mofan": "bnkit.lab.mofan",
+    "run_repairs": "bnkit.lab.repairs",
     "run_twins": "bnkit.lab.study",
 }
 
@@ -27,6 +28,7 @@ __all__ = [
     "run_ablation",
     "run_demo",
     "run_mofan",
+    "run_repairs",
     "run_twins",
 ]
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from bnkit.lab.demo import run_demo as run_demo
     from bnkit.lab.mofan import run_mofan as run_mofan
     from bnkit.lab.network import MofanConfig as MofanConfig
+    from bnkit.lab.repairs import run_repairs as run_repairs
     from bnkit.lab.store import Parts as Parts
     from bnkit.lab.study import run_twins as run_twins
     from bnkit.lab.twins import TwinConfig as TwinConfig
