@@ -119,8 +119,10 @@ def test_json_has_stable_keys(file, capsys):
 
 def test_numbers_that_are_not_finite_are_null(patients):
     model = patients.changed(patients.chain(), lambda m: m[1].running_mean.fill_(float("nan")))
-    document = bnkit.diagnose(model, patients.rows()).to_dict()
-    json.dumps(document["layers"], allow_nan=False)
+    diagnosis = bnkit.diagnose(model, patients.rows())
+    document = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert document["layers"][0]["probe"]["d90"] is None
+    assert "BN202" in render_diagnosis(diagnosis)
 
 
 def test_sarif_points_at_the_line_that_builds_the_layer(file):

@@ -116,7 +116,7 @@ def _rendered(diagnosis: "Diagnosis", format: Format, subject: str) -> str:
 
         return render(diagnosis)
     if format == "json":
-        return json.dumps(diagnosis.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(diagnosis.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format == "html":
         from bnkit.report.doctor_page import render_diagnosis
 
@@ -125,7 +125,7 @@ def _rendered(diagnosis: "Diagnosis", format: Format, subject: str) -> str:
 
     if format == "junit":
         return junit(diagnosis)
-    return json.dumps(sarif(diagnosis, subject), indent=2) + "\n"
+    return json.dumps(sarif(diagnosis, subject), indent=2, allow_nan=False) + "\n"
 
 
 def _write(text: str, path: Path | None) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import isfinite
 from typing import Any, Literal
 
 Certainty = Literal["proved", "measured", "suspected"]
@@ -41,7 +42,11 @@ class Impact:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"metric": self.metric, "before": self.before, "after": self.after}
+        return {
+            "metric": self.metric,
+            "before": _finite(self.before),
+            "after": _finite(self.after),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ class Finding:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with stable keys."""
+        """Plain data with stable keys; a number that is not finite is null."""
         return {
             "code": self.code,
             "name": self.name,
@@ -160,13 +165,17 @@ class Finding:
             "cause": self.found.cause,
             "layers": list(self.layers),
             "message": self.message,
-            "numbers": {key: float(value) for key, value in self.found.numbers.items()},
+            "numbers": {key: _finite(value) for key, value in self.found.numbers.items()},
             "impact": self.impact.to_dict() if self.impact else None,
             "fix": self.fix.to_dict() if self.fix else None,
             "consequences": list(self.consequences),
             "fingerprint": self.fingerprint,
             "suppressed_by": self.suppressed_by,
         }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)
