@@ -256,33 +256,3 @@ def test_sinks(patients):
     assert got == [(values, 3)]
     with pytest.raises(bnkit.core.InputError, match="add_scalar"):
         send(values, object(), 3)
-
-
-@pytest.mark.parametrize("name", ["lightning", "transformers"])
-def test_callbacks_log_the_diagnosis(patients, monkeypatch, name):
-    """Against the smallest stand-ins for both libraries, which need not be installed."""
-    import sys
-    from importlib import import_module
-    from types import ModuleType, SimpleNamespace
-
-    stand_in = ModuleType("stand_in")
-    stand_in.Callback = stand_in.TrainerCallback = type("Base", (), {})
-    for module in ("lightning", "lightning.pytorch", "transformers"):
-        monkeypatch.setitem(sys.modules, module, stand_in)
-    got = []
-    logger = SimpleNamespace(log_metrics=lambda values, step: got.append((values, step)))
-    make = import_module(f"bnkit.integrations.{name}").doctor_callback
-    model, data = patients.chain(), patients.rows()
-    if name == "lightning":
-        callback = make(data, every_n_epochs=2)
-        for epoch in (0, 1):
-            trainer = SimpleNamespace(
-                sanity_checking=False, current_epoch=epoch, global_step=5, logger=logger
-            )
-            callback.on_validation_end(trainer, model)
-    else:
-        callback = make(data, logger)
-        callback.on_evaluate(None, SimpleNamespace(global_step=5), None, model=model)
-    assert [step for _, step in got] == [5]
-    assert got[0][0]["bn/errors"] == 0
-    assert callback.diagnosis.findings == ()
