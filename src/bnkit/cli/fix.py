@@ -55,7 +55,7 @@ def fix(
     """
     from bnkit.core.errors import BatchNormError
 
-    taking = {"batches": batches, "batch_size": batch_size}
+    taking: dict[str, Any] = {"batches": batches, "batch_size": batch_size}
     try:
         _check_output(output)
         from bnkit.doctor.mending import mend

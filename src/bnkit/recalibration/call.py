@@ -123,23 +123,11 @@ def recalibrate(
     inner = unwrapped(model)
     found = find_layers(inner, layers)
     chosen = tuple(layer for layer in found if layer.status == "estimated")
-    source = Batches(data, batch_size, batches)
-    if consistent and source.once:
-        msg = (
-            "recalibrate: expected data that can be passed over repeatedly, which consistent=True "
-            f"needs, got {type(data).__name__}. Pass a DataLoader or a list."
-        )
-        raise InputError(msg)
+    source = _batches(data, batch_size, batches, repeated=consistent)
     named: dict[str, Any] = {"estimator": estimator, "consistent": consistent}
-    facts = named | {"model": inner}
     if not chosen:
-        nothing = dict.fromkeys(("passes", "batches", "samples", "left_out"), 0)
-        changes = tuple(_left_alone(layer) for layer in found)
-        return Recalibration(changes, found, **facts, **nothing, change=None)
-    saved = None
-    if save is not None:
-        options = named | counts | {"on_nonfinite": on_nonfinite, "tolerance": tolerance}
-        saved = SavedState(_own_path(save, together), fingerprint(inner, chosen, options))
+        return _nothing(found, named | {"model": inner})
+    options = named | counts | {"on_nonfinite": on_nonfinite, "tolerance": tolerance}
     run = Run(
         model=inner,
         layers=chosen,
@@ -150,10 +138,10 @@ def recalibrate(
         tolerance=tolerance,
         together=together,
         report=progress,
-        saved=saved,
+        saved=None if save is None else _saved(save, together, inner, chosen, options),
     )
     estimated = _estimated(run, estimator, len(chosen) + 1 if consistent else 1)
-    return _plan(found, estimated, facts)
+    return _plan(found, estimated, named | {"model": inner})
 
 
 def recalibrate_(model: nn.Module, data: Any, **options: Any) -> Recalibration:
@@ -175,6 +163,34 @@ def recalibrate_(model: nn.Module, data: Any, **options: Any) -> Recalibration:
         ([2.0], True)
     """
     return recalibrate(model, data, **options).apply()
+
+
+def _batches(data: Any, batch_size: int, most: int | None, *, repeated: bool) -> Batches:
+    source = Batches(data, batch_size, most)
+    if repeated and source.once:
+        msg = (
+            "recalibrate: expected data that can be passed over repeatedly, which consistent=True "
+            f"needs, got {type(data).__name__}. Pass a DataLoader or a list."
+        )
+        raise InputError(msg)
+    return source
+
+
+def _nothing(found: tuple[Layer, ...], facts: dict[str, Any]) -> Recalibration:
+    """No layer to estimate."""
+    none = dict.fromkeys(("passes", "batches", "samples", "left_out"), 0)
+    changes = tuple(_left_alone(layer) for layer in found)
+    return Recalibration(changes, found, **facts, **none, change=None)
+
+
+def _saved(
+    save: str | os.PathLike[str],
+    together: Together,
+    model: nn.Module,
+    chosen: tuple[Layer, ...],
+    options: dict[str, Any],
+) -> SavedState:
+    return SavedState(_own_path(save, together), fingerprint(model, chosen, options))
 
 
 def _estimated(run: Run, estimator: Estimator, most: int) -> Estimated:
