@@ -73,7 +73,7 @@ def test_no_such_file():
     ("data", "message"),
     [
         ([], "at least one batch"),
-        (3, "expected a loader"),
+        (3, "expected batches .* got int"),
         ([torch.zeros(4, 4), "text"], "batch 1: expected a tensor"),
         ([torch.full((4, 4), float("nan"))], "batch 0: expected finite"),
         ([torch.zeros(4, 5)], "the model fails on these batches"),

@@ -102,11 +102,37 @@ def test_the_most_batches():
         ([X[:, :2]], r"failed on batch 0 \(Tensor of float32 \(20, 2, 10, 10\)\): RuntimeError"),
         ([X.double()], "failed on batch 0 .*RuntimeError.*forward=lambda"),
         (["text"], "failed on batch 0 .str of no tensor"),
+        ([X[:0], X[:0]], "at least one batch, got 2 without samples"),
+        (X.to("meta"), "can be moved to cpu, where the model is, got a tensor on meta"),
+        (X.flatten(1).to_sparse(), "expected dense tensors"),
     ],
 )
 def test_bad_data(data, message):
     with pytest.raises(InputError, match=message):
         bnkit.recalibrate(network(), data)
+
+
+def test_an_error_of_the_loader_is_said_to_be_one():
+    def broken():
+        yield X
+        raise OSError("disk gone")
+
+    with pytest.raises(InputError, match=r"expected batch 1, got .*OSError: disk gone"):
+        bnkit.recalibrate(network(), broken())
+
+
+def test_batches_of_a_form_that_nothing_can_count():
+    model = network()
+    found = bnkit.recalibrate(model, [object()] * 2, forward=lambda net, _: net(X))
+    assert (found.batches, found.samples) == (2, 0)
+    assert found.layers[0].new_mean is not None
+
+
+def test_a_model_without_numbers():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.BatchNorm1d(2))
+    with pytest.raises(InputError, match=r"'0.weight': expected numbers, got .* meta device"):
+        bnkit.recalibrate(model, torch.randn(8, 2))
 
 
 def test_wrong_channels_are_refused_by_the_name_of_the_layer():

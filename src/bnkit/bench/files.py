@@ -5,29 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bnkit.bench.results import SCHEMA
-from bnkit.core.errors import InputError, OutputError
-from bnkit.core.files import prove_writable, write_text
-
-
-def check_writable(path: Path) -> None:
-    """Prove that a file can be written where it is wanted.
-
-    Args:
-        path: The file.
-
-    Raises:
-        OutputError: Its folder does not exist or cannot be written, or it is a folder itself.
-    """
-    expected = f"{str(path)!r}: expected a file that can be written"
-    advice = "Choose another name."
-    if path.is_dir():
-        msg = f"{expected}, got a folder. {advice}"
-        raise OutputError(msg)
-    try:
-        prove_writable(path.parent)
-    except OSError as error:
-        msg = f"{expected}, got: {error.strerror or error}. {advice}"
-        raise OutputError(msg) from error
+from bnkit.core.errors import InputError
+from bnkit.core.files import write_text
 
 
 def write_document(document: dict[str, Any], path: Path) -> Path:

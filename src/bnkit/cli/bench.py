@@ -58,8 +58,9 @@ def bench(
     Raises:
         InputError: Options that exclude each other, or a file name that will not do.
     """
-    from bnkit.bench.files import check_writable, read_document, write_document
+    from bnkit.bench.files import read_document, write_document
     from bnkit.core.errors import InputError
+    from bnkit.core.files import check_writable
 
     if quick and full:
         msg = "bnkit bench: expected --quick or --full, got both."

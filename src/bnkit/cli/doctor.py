@@ -75,9 +75,12 @@ def doctor(
     """
     from bnkit.cli.subject import load_subject
     from bnkit.core.errors import BatchNormError
+    from bnkit.core.files import check_writable
 
     try:
         selection = _selection(config, select, ignore, level, baseline)
+        for path in filter(None, (output, write_baseline)):
+            check_writable(path)
         from bnkit.doctor.diagnosing import diagnose
         from bnkit.sources.data import open_labelled
 
@@ -171,7 +174,8 @@ def _table(config: Path | None) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as problem:
-        msg = f"{path}: expected a TOML file, got {problem}."
+        reason = getattr(problem, "strerror", None) or problem
+        msg = f"{path}: expected a TOML file, got: {reason}."
         raise SpecError(msg) from problem
     return content.get("tool", {}).get("bnkit", {}).get("doctor", {})
 
@@ -189,7 +193,8 @@ def _read_baseline(path: Path) -> frozenset[str]:
         if content["schema"] == BASELINE:
             return frozenset(content["findings"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        msg = f"{path}: expected a baseline of `bnkit doctor --write-baseline`, got {problem}."
+        reason = getattr(problem, "strerror", None) or problem
+        msg = f"{path}: expected a baseline of `bnkit doctor --write-baseline`, got: {reason}."
         raise InputError(msg) from problem
     msg = f"{path}: expected schema {BASELINE}, got {content['schema']!r}."
     raise InputError(msg)

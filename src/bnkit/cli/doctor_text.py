@@ -21,7 +21,9 @@ def render(diagnosis: "Diagnosis") -> str:
         Lines, with a line break at the end.
     """
     probe = diagnosis.probe
-    looked = f"  (probe: {probe.batches} batches)" if probe else ""
+    looked = ""
+    if probe is not None:
+        looked = f"  (probe: {probe.batches} batch{'' if probe.batches == 1 else 'es'})"
     lines = [f"{diagnosis.verdict}{looked}"]
     for finding in diagnosis.findings[:MOST]:
         lines += _finding(finding, len(diagnosis.records))

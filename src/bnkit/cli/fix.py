@@ -86,10 +86,12 @@ def fix(
 
 def _check_output(output: Path) -> None:
     from bnkit.core.errors import InputError
+    from bnkit.core.files import check_writable
 
     if output.suffix not in {".safetensors", ".pt", ".pth"} or output.exists():
         msg = f"{output}: expected a new .safetensors or .pt file. Choose another --output."
         raise InputError(msg)
+    check_writable(output, advice="Choose another --output.")
 
 
 def _model(subject: str, weights: Path | None) -> "nn.Module":

@@ -73,16 +73,20 @@ def recalibrate(
         json: Write what was found to this file.
         quiet: Print nothing but errors.
     """
+    from bnkit.core.files import check_writable
+
     out = out or checkpoint.with_name(f"{checkpoint.stem}.recalibrated{checkpoint.suffix}")
     kind = "raise" if not skip_nonfinite else "skip"
     options: dict[str, Any] = {"estimator": estimator, "consistent": consistent}
     options |= {"batches": batches, "batch_size": batch_size, "tolerance": tolerance}
-    options |= {"layers": layers or None, "on_nonfinite": kind, "save": _saved(out)}
+    options |= {"layers": layers or None, "on_nonfinite": kind}
     reading = {"batch_size": batch_size, "key": key, "size": size, "mean": mean, "std": std}
     loaded, network = _prepared(checkpoint, model, device, () if dry_run else (out, force))
+    if json is not None:
+        check_writable(json)
     with _processes() as (rank, world):
         source = _opened(data, {**reading, "gray": gray}, rank, world)
-        plan = _run(network, source, options, quiet=quiet or rank > 0)
+        plan = _run(network, source, options | {"save": _saved(out)}, quiet=quiet or rank > 0)
         if rank:
             return
         if not quiet:
@@ -116,7 +120,7 @@ def _prepared(
 def _opened(data: str, reading: dict[str, Any], rank: int, world: int) -> Any:
     import torch
 
-    from bnkit.recalibration.batches import Batches
+    from bnkit.sources.batches import Batches
     from bnkit.sources.data import DataOptions, Share, open_data
 
     torch.manual_seed(0)  # all processes shuffle alike

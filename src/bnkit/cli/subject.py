@@ -27,6 +27,9 @@ def load_subject(text: str, weights: Path | None = None) -> Any:
         if weights is not None:
             msg = f"--weights needs a module: name it as path.py:function, got {text!r}."
             raise InputError(msg)
+        if text.endswith(".py"):
+            msg = f"{text!r}: expected path.py:function that builds the model, got a file alone."
+            raise InputError(msg)
         return Path(text)
     from bnkit.sources.callables import load_model
     from bnkit.sources.checkpoint import read_checkpoint

@@ -63,6 +63,9 @@ def write_whole(
         'all of it'
     """
     path = Path(path)
+    if path.is_dir():
+        msg = f"{str(path)!r}: expected {expected}, got a folder. {advice}"
+        raise OutputError(msg)
     try:
         with replacing(path) as temporary:
             write(temporary)
@@ -85,6 +88,27 @@ def write_text(path: Path, text: str, *, advice: str = "Choose another name.") -
         `path`.
     """
     return write_whole(path, lambda t: t.write_text(text, encoding="utf-8"), advice=advice)
+
+
+def check_writable(path: Path, *, advice: str = "Choose another name.") -> None:
+    """Prove that a file can be written where it is wanted.
+
+    Args:
+        path: The file.
+        advice: What to do otherwise, for the message.
+
+    Raises:
+        OutputError: Its folder does not exist or cannot be written, or it is a folder itself.
+    """
+    expected = f"{str(path)!r}: expected a file that can be written"
+    if path.is_dir():
+        msg = f"{expected}, got a folder. {advice}"
+        raise OutputError(msg)
+    try:
+        prove_writable(path.parent)
+    except OSError as error:
+        msg = f"{expected}, got: {error.strerror or error}. {what_to_do(error, advice)}"
+        raise OutputError(msg) from error
 
 
 def prove_writable(folder: Path) -> None:

@@ -55,10 +55,3 @@ def generators_kept() -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer is; the CPU for a model without any."""
-    first = next(model.parameters(), None)
-    first = next(model.buffers(), None) if first is None else first
-    return torch.device("cpu") if first is None else first.device

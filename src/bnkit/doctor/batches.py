@@ -1,14 +1,15 @@
 """Batches of any form: what goes into the model, and the labels beside it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bnkit.core.errors import InputError
+from bnkit.sources.batches import Batches, placed
+from bnkit.sources.modules import device_of, dtype_of
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -46,10 +47,20 @@ class Batch:
         tensors = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
         return [t for t in tensors if t.is_floating_point()]
 
-    def __len__(self) -> int:
+    @property
+    def empty(self) -> bool:
+        """Whether it has a dimension for samples, but no sample."""
+        rows = self._rows
+        return rows is not None and not len(rows)
+
+    @property
+    def _rows(self) -> Tensor | None:
         given = self.raw if self.forward is not None else (self.args, dict(self.kwargs))
-        tensors = [t for t in tree_leaves(given) if isinstance(t, Tensor) and t.ndim]
-        return len(tensors[0]) if tensors else 0
+        return next((t for t in tree_leaves(given) if isinstance(t, Tensor) and t.ndim), None)
+
+    def __len__(self) -> int:
+        rows = self._rows
+        return 0 if rows is None else len(rows)
 
     def replaced(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor of its inputs changed."""
@@ -63,17 +74,16 @@ class Batch:
 
 
 def read_batches(
-    data: Any, *, limit: int, batch_size: int, forward: Forward | None, device: torch.device
+    data: Any, *, limit: int, batch_size: int, forward: Forward | None, model: nn.Module
 ) -> list[Batch]:
     """The first batches of any kind of data.
 
     Args:
-        data: A loader or other iterable of batches; or one tensor, or a pair (inputs, labels) of
-            tensors with as many rows, which are cut into batches.
+        data: Any form of data that `bnkit.sources.batches.Batches` knows.
         limit: Batches to take.
-        batch_size: Rows of a batch when `data` is tensors.
+        batch_size: Rows of a batch when `data` is cut.
         forward: Runs the model on one batch; for batches of other forms.
-        device: Where the model is.
+        model: They are moved to where it is.
 
     Returns:
         At least one batch, on the device.
@@ -82,10 +92,8 @@ def read_batches(
         InputError: No batches, a batch of an unknown form, or NaN in an input.
     """
     found = []
-    for number, raw in enumerate(_pieces(data, batch_size)):
-        if number == limit:
-            break
-        batch = _moved(raw, forward, device, number)
+    for number, raw in enumerate(Batches(data, batch_size, limit)):
+        batch = _formed(placed(raw, device_of(model), dtype_of(model)), forward, number)
         if any(not bool(t.isfinite().all()) for t in batch.inputs):
             msg = (
                 f"batch {number}: expected finite inputs, got NaN or infinity. Clean the data, or "
@@ -93,10 +101,12 @@ def read_batches(
             )
             raise InputError(msg)
         found.append(batch)
-    if not found:
-        msg = "data: expected at least one batch, got none. Is the loader empty or used up?"
+    kept = [batch for batch in found if not batch.empty]
+    if not kept:
+        got = f"{len(found)} without samples" if found else "none"
+        msg = f"data: expected at least one batch, got {got}. Is the loader empty or used up?"
         raise InputError(msg)
-    return found
+    return kept
 
 
 def logits(output: Any) -> Tensor | None:
@@ -106,28 +116,7 @@ def logits(output: Any) -> Tensor | None:
     return tensors[0] if tensors else None
 
 
-def _pieces(data: Any, batch_size: int) -> Iterator[Any]:
-    if isinstance(data, Tensor):
-        return iter(data.split(batch_size))
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
-    if pair and data[0].ndim and data[1].ndim and len(data[0]) == len(data[1]):
-        return zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
-    if not isinstance(data, Iterable):
-        msg = (
-            f"data: expected a loader, an iterable of batches or tensors, got "
-            f"{type(data).__name__}. Pass a DataLoader or (inputs, labels)."
-        )
-        raise InputError(msg)
-    if isinstance(data, Sized) and len(data) == 0:
-        return iter(())
-    return iter(data)
-
-
-def _moved(raw: Any, forward: Forward | None, device: torch.device, number: int) -> Batch:
-    def to(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    raw = tree_map(to, raw)
+def _formed(raw: Any, forward: Forward | None, number: int) -> Batch:
     if forward is not None:
         return Batch((), {}, _last_target(raw), forward, raw)
     if isinstance(raw, Tensor):

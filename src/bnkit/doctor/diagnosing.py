@@ -66,8 +66,8 @@ def diagnose(
         model: A module; a state_dict; a program of `torch.export`; or the path of a checkpoint
             (`.safetensors`, or `.pt` of tensors alone), a `.pt2` program or an `.onnx` file.
         data: Batches of what the network was trained on, or is meant for: a loader, an iterable
-            of batches, a tensor, or a pair (inputs, labels) of tensors. Without, only what the
-            state alone shows is checked.
+            of batches, a Dataset, or a tensor, array, dict or pair (inputs, labels) of them.
+            Without, only what the state alone shows is checked.
         purpose: What the subject is meant for: "infer", "train", "finetune" or "export".
         forward: Runs the model on one batch, for batches of other forms.
         batches: How many batches to take.
@@ -86,7 +86,7 @@ def diagnose(
         The diagnosis: root causes first, and what could not be checked.
 
     Raises:
-        SpecError: An unknown purpose or relation.
+        SpecError: An unknown purpose or relation, or an option of another kind.
         InputError: A subject or data that cannot be read or run.
 
     Example:
@@ -96,9 +96,7 @@ def diagnose(
         >>> [f.code for f in bnkit.diagnose(model, purpose="infer").errors]
         ['BN205', 'BN301']
     """
-    if purpose not in get_args(Purpose):
-        msg = f"purpose: expected one of {', '.join(get_args(Purpose))}, got {purpose!r}."
-        raise SpecError(msg)
+    _check_options(purpose, {"batches": batches, "batch_size": batch_size}, optimizer, domains)
     subject = opened(model)
     if isinstance(subject, nn.Module):
         given = Given(data, forward, batches, batch_size)
@@ -113,6 +111,22 @@ def diagnose(
     missing = {**_ABSENT, **evidence.missing}
     evidence = replace(evidence, journal=journal, missing=missing)
     return judge(evidence, name or _title(model), selection)
+
+
+def _check_options(purpose: str, counts: dict[str, Any], optimizer: Any, domains: Any) -> None:
+    if purpose not in get_args(Purpose):
+        msg = f"purpose: expected one of {', '.join(get_args(Purpose))}, got {purpose!r}."
+        raise SpecError(msg)
+    for name, got in counts.items():
+        if not isinstance(got, int) or got < 1:
+            msg = f"{name}: expected an integer of at least 1, got {got!r}."
+            raise SpecError(msg)
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        msg = f"optimizer: expected one of torch.optim, got {type(optimizer).__name__}."
+        raise SpecError(msg)
+    if domains is not None and not isinstance(domains, Mapping):
+        msg = f"domains: expected batches by name in a dict, got {type(domains).__name__}."
+        raise SpecError(msg)
 
 
 def judge(evidence: Evidence, title: str, selection: Selection | None = None) -> Diagnosis:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnkit.core.errors import BatchNormError, InputError
-from bnkit.doctor.aside import device_of, set_aside
+from bnkit.doctor.aside import set_aside
 from bnkit.doctor.batches import Batch, Forward, read_batches
 from bnkit.doctor.behaviour import Behaviour, observe
 from bnkit.doctor.checkpoint import read_records
@@ -26,6 +26,7 @@ from bnkit.doctor.read_model import built_in_forward, read_facts
 from bnkit.doctor.record import BatchNormRecord
 from bnkit.doctor.trace import trace, trace_symbols
 from bnkit.sources.checkpoint import read_tensors
+from bnkit.sources.modules import check_values
 
 Subject = nn.Module | ExportedProgram | Mapping[str, Any] | str | Path
 _TRACED_ROWS = 2
@@ -47,14 +48,14 @@ class Given:
     batches: int = 16
     batch_size: int = 64
 
-    def read(self, device: torch.device, data: Any = None) -> list[Batch]:
-        """The batches, on a device; of other data, when given."""
+    def read(self, model: nn.Module, data: Any = None) -> list[Batch]:
+        """The batches, on the device of a model; of other data, when given."""
         return read_batches(
             self.data if data is None else data,
             limit=self.batches,
             batch_size=self.batch_size,
             forward=self.forward,
-            device=device,
+            model=model,
         )
 
 
@@ -127,8 +128,10 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         The evidence.
 
     Raises:
-        InputError: The model has lazy layers, cannot be copied, or fails on the batches.
+        InputError: The model has lazy layers or no numbers, cannot be copied, or fails on the
+            batches.
     """
+    check_values(model)
     records = read_module(model)
     missing: dict[str, str] = {}
     lazy = lazy_batch_norms(model)
@@ -141,7 +144,7 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         if given.data is None:
             flow = _symbolic(copy, missing)
             return Evidence(purpose, _with_producers(records, flow, model), missing, facts, flow)
-        batches = given.read(device_of(model))
+        batches = given.read(model)
         first = _smaller(batches[0])
         flow = _run(copy, first, batches[0])
         facts = replace(
@@ -180,12 +183,11 @@ def probe_more(
     """
     if serving is None and domains is None:
         return evidence
-    device = device_of(model)
     measured: dict[str, Probe] = {}
     with set_aside(model) as copy:
         for name, data in {**(domains or {}), "": serving}.items():
             if data is not None:
-                measured[name] = _measured(copy, evidence.records, given.read(device, data))
+                measured[name] = _measured(copy, evidence.records, given.read(model, data))
     used = measured.pop("", None)
     return replace(evidence, serving=used, domains=measured or None)
 

@@ -98,7 +98,7 @@ def _refusal(before: Diagnosis, after: Diagnosis, steps: list[str]) -> str | Non
     if not steps:
         proposed = {f.fix.verb for f in before.findings if f.fix is not None}
         if "recalibrate" in proposed:
-            return "the mend is recalibration, which is unsafe: give batches and ask for it"
+            return "the mend is recalibration, which is unsafe: give training data and ask for it"
         first = before.findings[0]
         advice = "" if first.fix is None else f": {first.fix.text}"
         return f"{first.code} has no automatic mend{advice}"

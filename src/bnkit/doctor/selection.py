@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from bnkit.core.errors import SpecError
+from bnkit.doctor.catalogue import all_rules
 from bnkit.doctor.finding import Finding, Severity
 from bnkit.doctor.rule import Rule
 
@@ -52,6 +53,9 @@ class Selection:
         level: Findings below it are not reported.
         suppress: Findings that are meant to be there.
         baseline: Fingerprints of known findings.
+
+    Raises:
+        SpecError: No rule has a code that is selected.
     """
 
     select: tuple[str, ...] = ()
@@ -59,6 +63,15 @@ class Selection:
     level: Severity = Severity.WARNING
     suppress: tuple[Suppression, ...] = ()
     baseline: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        unknown = [c for c in self.select if not any(r.startswith(c) for r in all_rules())]
+        if unknown:
+            msg = (
+                f"select: expected codes of rules or their beginning, such as BN2 or BN201, got "
+                f"{', '.join(map(repr, unknown))}. bnkit rules lists them."
+            )
+            raise SpecError(msg)
 
     def wants(self, one: Rule) -> bool:
         """Whether a rule is to be run."""

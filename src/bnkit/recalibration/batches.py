@@ -1,145 +1,21 @@
-"""What counts as data, and how a batch reaches the model."""
+"""How a batch reaches a model, and how a message names it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from itertools import islice
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import nn
 
 from bnkit.core import InputError
+from bnkit.sources.batches import leaves
 
 Forward = Callable[[nn.Module, Any], Any]
-_EXPECTED = (
-    "expected batches (a DataLoader, a list), a Dataset, or a tensor, array, tuple or dict of them "
-    "with the samples along dimension 0"
-)
-
-
-class Batches:
-    """The batches of any form of data, as often as they are wanted.
-
-    Args:
-        data: An iterable of batches; a Dataset; or one tensor, array, tuple or dict of them, which
-            is cut into batches.
-        batch_size: Samples per batch where the data is cut.
-        most: The most batches to take; None = all.
-
-    Raises:
-        InputError: Something else.
-    """
-
-    def __init__(self, data: Any, batch_size: int = 64, most: int | None = None) -> None:
-        self.source = _source(data, batch_size)
-        self.most = most
-        self.once = isinstance(self.source, Iterator)
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.source), self.most)
-
-    def total(self) -> int | None:
-        """How many there are, if that is known."""
-        try:
-            size = len(self.source) if isinstance(self.source, Sized) else None
-        except TypeError:  # a DataLoader over an iterable of unknown length
-            size = None
-        return self.most if size is None else min(size, self.most or size)
-
-
-class _Cut:
-    """A data set in memory, cut into batches."""
-
-    def __init__(self, data: Any, batch_size: int) -> None:
-        self.data, self.batch_size = data, batch_size
-        leaves = list(_leaves(data))
-        sizes = {len(v) if v.ndim else -1 for v in leaves}
-        if len(sizes) != 1 or sizes == {-1}:
-            shapes = ", ".join(str(tuple(v.shape)) for v in leaves)
-            msg = (
-                "recalibrate: expected tensors with the same number of samples, got shapes "
-                f"{shapes or 'of nothing'}. Pass a list for a list of batches, a tuple for one "
-                "data set of several tensors."
-            )
-            raise InputError(msg)
-        self.samples = sizes.pop()
-
-    def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, self.samples, self.batch_size):
-            yield _each(self.data, lambda v, s=start: v[s : s + self.batch_size])
-
-
-def _source(data: Any, batch_size: int) -> Iterable[Any]:
-    if isinstance(data, Tensor | np.ndarray | Mapping):
-        return _Cut(data, batch_size)
-    if isinstance(data, tuple) and data and all(isinstance(v, Tensor | np.ndarray) for v in data):
-        return _Cut(data, batch_size)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size)
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return data
-    msg = f"recalibrate: {_EXPECTED}, got {type(data).__name__}."
-    raise InputError(msg)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Tensor | np.ndarray):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from _leaves(v)
-    elif isinstance(value, list | tuple):
-        for v in value:
-            yield from _leaves(v)
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same structure with every tensor and array changed."""
-    if isinstance(value, Tensor | np.ndarray):
-        return change(value)
-    if isinstance(value, Mapping):
-        changed = {k: _each(v, change) for k, v in value.items()}
-        try:
-            return type(value)(changed)  # pyright: ignore[reportCallIssue]
-        except TypeError:
-            return changed
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_each(v, change) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_each(v, change) for v in value)
-    return value
 
 
 def samples_of(batch: Any) -> int:
     """Samples of a batch: the length of its first tensor."""
-    first = next((v for v in _leaves(batch) if v.ndim), None)
+    first = next((v for v in leaves(batch) if v.ndim), None)
     return 0 if first is None else len(first)
-
-
-def placed(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A batch on the device of the model.
-
-    Args:
-        batch: Any structure of tensors and arrays.
-        device: Where to.
-        dtype: What arrays of floating point numbers become, whose float64 is only NumPy's habit.
-
-    Returns:
-        The same structure of tensors.
-    """
-
-    def place(value: Tensor | np.ndarray) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        tensor = torch.from_numpy(np.ascontiguousarray(value))
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
-    return _each(batch, place)
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -187,5 +63,5 @@ def _arguments(model: nn.Module) -> tuple[str, ...] | None:
 
 def described(batch: Any) -> str:
     """A batch in a few words, for a message."""
-    shapes = [f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for v in _leaves(batch)]
+    shapes = [f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}" for v in leaves(batch)]
     return f"{type(batch).__name__} of {', '.join(shapes[:4]) or 'no tensor'}"

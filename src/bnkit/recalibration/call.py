@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnkit.core import InputError, SpecError, UnsettledWarning
 from bnkit.core.population import Estimator
-from bnkit.recalibration.batches import Batches, Forward, call
+from bnkit.recalibration.batches import Forward, call
 from bnkit.recalibration.estimators import Tally
 from bnkit.recalibration.layers import STATISTICS, Layer, find_layers, unwrapped
 from bnkit.recalibration.passes import SETTLED, Estimated, Progress, Report, Run, estimate
@@ -21,6 +21,8 @@ from bnkit.recalibration.result import LayerChange, Recalibration
 from bnkit.recalibration.side_by_side import Sides
 from bnkit.recalibration.state import SavedState, fingerprint
 from bnkit.recalibration.unchanged import Randomness, left_unchanged
+from bnkit.sources.batches import Batches
+from bnkit.sources.modules import check_values
 
 
 def silent(stage: str, done: int, total: int | None, note: str) -> None:
@@ -121,6 +123,7 @@ def recalibrate(
     counts = {"batches": batches, "batch_size": batch_size}
     _check_counts(counts)
     inner = unwrapped(model)
+    check_values(inner)
     found = find_layers(inner, layers)
     chosen = tuple(layer for layer in found if layer.status == "estimated")
     source = _batches(data, batch_size, batches, repeated=consistent)

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedBuffer
@@ -125,12 +124,6 @@ def _asked_for(layer: Layer, wanted: bool) -> Layer:  # noqa: FBT001  two argume
 
 def _within(name: str, part: str) -> bool:
     return part in ("", name) or name.startswith(f"{part}.")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of a model is."""
-    tensors = (*model.parameters(), *model.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.core import InputError, NonFiniteError
-from bnkit.recalibration.batches import Batches, Forward, described, placed, samples_of
+from bnkit.recalibration.batches import Forward, described, samples_of
 from bnkit.recalibration.estimators import Tally
 from bnkit.recalibration.intervals import half_widths, narrow
-from bnkit.recalibration.layers import Layer, device_of
+from bnkit.recalibration.layers import Layer
 from bnkit.recalibration.observe import Watch
 from bnkit.recalibration.processes import Together
 from bnkit.recalibration.side_by_side import on_host
 from bnkit.recalibration.state import SavedState
 from bnkit.recalibration.unchanged import Randomness
+from bnkit.sources.batches import Batches, placed
+from bnkit.sources.modules import device_of, dtype_of
 
 Report = Callable[[str, int, int | None, str], None]
 Statistics = list[tuple[np.ndarray, np.ndarray] | None]
@@ -174,9 +176,7 @@ def one_batch(run: Run, watch: Watch, batch: Any, tally: Tally) -> None:
         InputError: The model does not take the batch.
         NonFiniteError: NaN or infinity reached a layer, and that is not to be skipped.
     """
-    parameter = next((p for p in run.model.parameters() if p.is_floating_point()), None)
-    dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
-    batch = placed(batch, device_of(run.model), dtype)
+    batch = placed(batch, device_of(run.model), dtype_of(run.model))
     watch.calls.clear()
     watch.weights = None if run.weights is None else run.weights(batch)
     try:
@@ -222,9 +222,11 @@ def largest_change(layers: tuple[Layer, ...], old: Statistics, new: Statistics) 
 
 
 def _check_data(tally: Tally) -> None:
-    if tally.batches:
+    # batches of a form of the user's own have samples that nobody can count
+    if tally.samples or np.any(np.asarray(tally.whole.count) > 0):
         return
-    got = f"{tally.left_out} with NaN or infinity" if tally.left_out else "none"
+    empty = f"{tally.batches} without samples" if tally.batches else "none"
+    got = f"{tally.left_out} with NaN or infinity" if tally.left_out else empty
     msg = (
         f"recalibrate: expected at least one batch, got {got}. Is the loader empty, or an iterator "
         "that was used up? Pass a DataLoader or a list. Nothing was changed."

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bnkit.doctor.catalogue import chinese_page, find_rule
@@ -73,6 +74,8 @@ def _points(diagnosis: Diagnosis) -> list[dict[str, Any]]:
         seen = diagnosis.probe.layers.get(record.name)
         mean, var = record.running_mean, record.running_var
         if seen is None or mean is None or var is None or not record.finite:
+            continue
+        if not (np.isfinite(seen.mean).all() and np.isfinite(seen.var).all()):
             continue
         found.append(
             {

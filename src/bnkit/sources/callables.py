@@ -29,24 +29,22 @@ def load_named(text: str, what: str) -> Any:
     if not place or not name.replace(".", "").isidentifier():
         msg = f"{text!r}: expected path.py:name or package.module:name of {what}."
         raise InputError(msg)
-    found: Any = None
     try:
-        found = _from_file(Path(place)) if place.endswith(".py") else _from_path(place)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        items = getattr(found, "__dict__", {}).items()
-        known = [n for n, v in items if callable(v) and not n.startswith("_")]
-        msg = (
-            f"{text!r}: expected {what} called {name!r} in {place}, got none ({error}). "
-            f"It has: {', '.join(known) or 'nothing callable'}."
-        )
-        raise InputError(msg) from error
+        found: Any = _from_file(Path(place)) if place.endswith(".py") else _from_path(place)
     except Exception as error:
         if isinstance(error, InputError):
             raise
         msg = f"{text!r}: {place} failed to run: {type(error).__name__}: {error}"
         raise InputError(msg) from error
+    module = found
+    for part in name.split("."):
+        if not hasattr(found, part):
+            msg = (
+                f"{text!r}: expected {what} called {name!r} in {place}, got none. It has: "
+                f"{', '.join(_callables(module)) or 'nothing callable'}."
+            )
+            raise InputError(msg)
+        found = getattr(found, part)
     return found
 
 
@@ -97,6 +95,17 @@ def made_by(text: str, factory: Any, what: str) -> Any:
             f"{type(error).__name__}: {error}"
         )
         raise InputError(msg) from error
+
+
+def _callables(module: ModuleType) -> list[str]:
+    """What the file itself defines, not what it imports."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", None) in {module.__name__, None}
+    ]
 
 
 def _from_path(name: str) -> ModuleType:

@@ -1,5 +1,7 @@
 """Checkpoints without foreign code: read, matched to a model, and written anew."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from bnkit.core.errors import InputError, OutputError
 from bnkit.core.files import prove_writable, write_whole
+from bnkit.sources.modules import check_values
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # where training loops put the state_dict of the model
@@ -82,6 +85,7 @@ class Checkpoint:
             InputError: Tensors are missing, left over, or of another shape; the model is then
                 not to be used.
         """
+        check_values(model)
         prefix = self.prefix_for(model)
         own = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
         try:
@@ -132,7 +136,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: It is not there, damaged, needs code to be read, or holds no state_dict.
     """
     if not path.is_file():
-        msg = f"{str(path)!r}: {_EXPECTED}, got no file of that name."
+        got = "a folder" if path.is_dir() else "no file of that name"
+        msg = f"{str(path)!r}: {_EXPECTED}, got {got}."
         raise InputError(msg)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -140,12 +145,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         msg = f"{str(path)!r}: {_EXPECTED}, got the ending {path.suffix!r}."
         raise InputError(msg)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is then refused
+            document = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         msg = (
-            f"{str(path)!r}: {_EXPECTED}, got a pickle that runs code when it is read, or that is "
-            f"damaged; it was not read. {_reason(error)}In a process that trusts the file, "
-            "save its tensors alone: torch.save(model.state_dict(), 'new.pt'), or "
+            f"{str(path)!r}: {_EXPECTED}, got a pickle that {_reason(error)}; it was not read. In "
+            "a process that trusts the file, save its tensors alone: "
+            "torch.save(model.state_dict(), 'new.pt'), or "
             "safetensors.torch.save_file(model.state_dict(), 'new.safetensors')."
         )
         raise InputError(msg) from error
@@ -192,12 +199,15 @@ def check_new_file(path: Path, *, like: Path, replace: bool) -> None:
         OutputError: It is the same file, exists, has another ending, or cannot be written.
     """
     expected = f"{str(path)!r}: expected the name of a new file"
+    if not path.name or path.is_dir():
+        msg = f"{expected}, got a folder. Choose another --out."
+        raise OutputError(msg)
     if path.suffix != like.suffix:
         msg = f"{expected} that ends in {like.suffix!r} like the checkpoint. Choose another --out."
         raise OutputError(msg)
-    if path.is_dir() or (path.exists() and path.samefile(like)):
-        msg = f"{expected}, got {'a folder' if path.is_dir() else 'the checkpoint itself'}."
-        raise OutputError(f"{msg} Choose another --out.")
+    if path.exists() and path.samefile(like):
+        msg = f"{expected}, got the checkpoint itself. Choose another --out."
+        raise OutputError(msg)
     if path.exists() and not replace:
         msg = f"{expected}, got one that exists. Choose another --out, or pass --force."
         raise OutputError(msg)
@@ -218,7 +228,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    first = str(error).partition("\n")[0].partition(". ")[0][:200]
+    reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return (
         f"{str(path)!r}: {_EXPECTED}, got a file that is damaged or of another kind ({reason}). "
         "Is it complete? Copy it again."
@@ -284,7 +295,8 @@ def _like(tensor: Tensor, old: Tensor | None) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's long message that names what was refused."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return f"({named[0].rstrip('.')}.) " if named else ""
+    """What torch refused, in a few words of its long message."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"runs code when it is read (it needs {named[1]})"
+    return "runs code when it is read, or is damaged"
