@@ -80,9 +80,6 @@ def _found(model: nn.Module, name: str, module: nn.Module) -> Layer:
             "through the model first."
         )
         raise InputError(msg)
-    if any(b is not None and b.device.type == "meta" for b in buffers):
-        msg = f"{layer}: expected statistics in memory, got the device 'meta'. Load the model."
-        raise InputError(msg)
     reason = _why_frozen(model, module)
     return Layer(name, module, "frozen", reason) if reason else layer
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bnkit.core.errors import InputError, OutputError
-from bnkit.core.files import prove_writable, write_whole
+from bnkit.core.files import check_writable, write_whole
 from bnkit.sources.modules import check_values
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -211,11 +211,7 @@ def check_new_file(path: Path, *, like: Path, replace: bool) -> None:
     if path.exists() and not replace:
         msg = f"{expected}, got one that exists. Choose another --out, or pass --force."
         raise OutputError(msg)
-    try:
-        prove_writable(path.parent)
-    except OSError as error:
-        msg = f"{expected}, got: {error.strerror or error}. Choose another --out."
-        raise OutputError(msg) from error
+    check_writable(path, advice="Choose another --out.")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
