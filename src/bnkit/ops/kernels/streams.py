@@ -2,9 +2,8 @@
 
 Several rows at once let a sum stay in a register for all of them, and the processor overlap their
 chains of additions. Which rows, decides what the prefetchers make of it: short rows that follow one
-another are many streams that break off after a few lines, and a core then reads 13 GB/s on the
-machine of docs/performance.md; the same number of rows far apart are long streams, and it reads 29
-(both measured on (16 * 56 * 56, 256) float32 by the moments).
+another are many streams that break off after a few lines; the same number of rows far apart are
+long streams, and a core reads more than twice as fast (`benchmarks/streams.py` measures it).
 """
 
 from bnkit.ops.kernels.compiled import compiled
