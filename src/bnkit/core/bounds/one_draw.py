@@ -1,0 +1,101 @@
+"""Bounds for one network drawn once from the posterior: deterministic when it is deployed."""
+
+import numpy as np
+
+from bnkit.core.bounds.binomial import clopper_pearson
+from bnkit.core.bounds.catoni import catoni_mixture
+from bnkit.core.bounds.domain import Values, at_least, probability, unit, whole
+from bnkit.core.bounds.kl import kl_inverse
+from bnkit.core.bounds.pac_bayes import exponential_moment
+from bnkit.core.bounds.rates import Rates
+
+KAPPA = 0.15
+
+
+def one_draw(loss: Values, n: Values, delta: Values, rates: Rates, *, log_ratio: Values) -> Values:
+    """Upper bound of the risk of one draw, by Catoni's inequality (statement 11).
+
+    h is drawn once from Q, and `log_ratio = log(dQ/dP)(h)`. With probability at least
+    `1 - delta` over examples and draw, R(h) is below the mixture's root at
+    `log_ratio + log(1 / delta)`. J draws of which the best is kept need `delta / J`.
+
+    Args:
+        loss: Mean loss of the drawn network on the examples, in [0, 1].
+        n: Independent examples.
+        delta: Probability with which the bound may fail.
+        rates: Fixed without these examples.
+        log_ratio: Nats; may be negative.
+
+    Returns:
+        A number in (0, 1].
+
+    Example:
+        >>> from bnkit.core.bounds import Rates, catoni_rate, one_draw
+        >>> rates = Rates.one(catoni_rate(0.024, 700, 0.05))
+        >>> round(one_draw(0.024, 700, 0.05, rates, log_ratio=0.5), 4)
+        0.0426
+    """
+    delta = probability("one_draw", "delta", delta)
+    return catoni_mixture(loss, n, delta, rates, divergence=_nats("one_draw", log_ratio, delta))
+
+
+def one_draw_kl(loss: Values, n: Values, delta: Values, *, log_ratio: Values) -> Values:
+    """Upper bound of the risk of one draw, in the form of PAC-Bayes-kl (statement 11).
+
+    `kl(loss(h) || R(h)) <= (log_ratio + log(exponential_moment(n) / delta)) / n`, after
+    Rivasplata et al. 2020 and Viallard et al. 2023.
+
+    Args:
+        loss: Mean loss of the drawn network on the examples, in [0, 1].
+        n: Independent examples.
+        delta: Probability with which the bound may fail.
+        log_ratio: Nats; may be negative.
+
+    Returns:
+        A number in [loss, 1].
+
+    Example:
+        >>> from bnkit.core.bounds import one_draw_kl
+        >>> round(one_draw_kl(0.024, 700, 0.05, log_ratio=0.5), 4)
+        0.0523
+    """
+    delta = probability("one_draw_kl", "delta", delta)
+    nats = _nats("one_draw_kl", log_ratio, delta) - np.log(delta)
+    moment = np.asarray(exponential_moment(n))
+    return kl_inverse(unit("one_draw_kl", "loss", loss), (nats + np.log(moment)) / n)
+
+
+def one_draw_binomial(
+    k: Values, n: Values, delta: Values, *, log_ratio: Values, kappa: float = KAPPA
+) -> Values:
+    """Upper bound of the risk of one draw, by the exact binomial tail (statement 12).
+
+    `R(h) <= clopper_pearson(k, n, (kappa delta / ratio)**(1 / (1 - kappa)))`: the p-value of the
+    binomial test, made an e-value by the calibrator `kappa u**(kappa - 1)` (Vovk & Wang 2021).
+
+    Args:
+        k: Errors of the drawn network.
+        n: Independent examples.
+        delta: Probability with which the bound may fail.
+        log_ratio: `log(dQ/dP)(h)` in nats; may be negative.
+        kappa: Fixed before the examples are seen, in (0, 1).
+
+    Returns:
+        A number in (0, 1].
+
+    Example:
+        >>> from bnkit.core.bounds import one_draw_binomial
+        >>> round(one_draw_binomial(17, 700, 0.05, log_ratio=0.0), 4)
+        0.0449
+    """
+    delta = probability("one_draw_binomial", "delta", delta)
+    kappa = float(probability("one_draw_binomial", "kappa", kappa))
+    nats = at_least("one_draw_binomial", "log_ratio", log_ratio, -np.inf)
+    level = np.exp((np.log(kappa) + np.log(delta) - nats) / (1 - kappa))
+    # a level above one half would be a bound below the observed share
+    return clopper_pearson(k, whole("one_draw_binomial", "n", n), np.clip(level, 1e-320, 0.5))
+
+
+def _nats(where: str, log_ratio: Values, delta: np.ndarray) -> np.ndarray:
+    """The ratio, but no more than log(1 / delta) to the good: no bound below the observed loss."""
+    return np.maximum(at_least(where, "log_ratio", log_ratio, -np.inf), np.log(delta))
