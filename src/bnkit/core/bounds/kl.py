@@ -83,8 +83,9 @@ def kl_inverse_lower(q: Values, c: Values) -> Values:
 
 def _entropy(q: np.ndarray, rest: np.ndarray, d: np.ndarray) -> np.ndarray:
     """`kl(q || q + d)` for `d >= 0`, with `rest = 1 - q`: its error is relative to d, not to q."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        first = np.where(q > 0, -q * np.log1p(d / q), 0.0)
+    # what is as small as 1e-300 adds nothing, and would overflow below the line
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        first = np.where(q > 1e-300, -q * np.log1p(d / q), 0.0)
         second = np.where(rest > 0, -rest * np.log1p(-np.minimum(d / rest, 1.0)), 0.0)
     return np.maximum(first + second, 0.0)
 

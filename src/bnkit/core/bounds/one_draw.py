@@ -3,13 +3,14 @@
 import numpy as np
 
 from bnkit.core.bounds.binomial import clopper_pearson
-from bnkit.core.bounds.catoni import catoni_mixture
-from bnkit.core.bounds.domain import Values, at_least, probability, unit, whole
+from bnkit.core.bounds.domain import Values, at_least, plain, probability, unit, whole
 from bnkit.core.bounds.kl import kl_inverse
+from bnkit.core.bounds.mixture import mixture_root
 from bnkit.core.bounds.pac_bayes import exponential_moment
 from bnkit.core.bounds.rates import Rates
 
 KAPPA = 0.15
+_LEAST = -700.0
 
 
 def one_draw(loss: Values, n: Values, delta: Values, rates: Rates, *, log_ratio: Values) -> Values:
@@ -36,7 +37,8 @@ def one_draw(loss: Values, n: Values, delta: Values, rates: Rates, *, log_ratio:
         0.0426
     """
     delta = probability("one_draw", "delta", delta)
-    return catoni_mixture(loss, n, delta, rates, divergence=_nats("one_draw", log_ratio, delta))
+    loss, n = unit("one_draw", "loss", loss), whole("one_draw", "n", n)
+    return mixture_root(loss * n, n, _nats("one_draw", log_ratio, delta) - np.log(delta), rates)
 
 
 def one_draw_kl(loss: Values, n: Values, delta: Values, *, log_ratio: Values) -> Values:
@@ -91,9 +93,14 @@ def one_draw_binomial(
     delta = probability("one_draw_binomial", "delta", delta)
     kappa = float(probability("one_draw_binomial", "kappa", kappa))
     nats = at_least("one_draw_binomial", "log_ratio", log_ratio, -np.inf)
-    level = np.exp((np.log(kappa) + np.log(delta) - nats) / (1 - kappa))
+    paid = (np.log(kappa) + np.log(delta) - nats) / (1 - kappa)
     # a level above one half would be a bound below the observed share
-    return clopper_pearson(k, whole("one_draw_binomial", "n", n), np.clip(level, 1e-320, 0.5))
+    level = np.exp(np.clip(paid, _LEAST, np.log(0.5)))
+    n = whole("one_draw_binomial", "n", n)
+    found = clopper_pearson(k, n, level)
+    # for a level that no double holds, Chernoff's bound, which is never smaller
+    wider = kl_inverse(np.asarray(k) / n, np.maximum(-paid, 0) / n)
+    return plain(np.where(paid < _LEAST, wider, found))
 
 
 def _nats(where: str, log_ratio: Values, delta: np.ndarray) -> np.ndarray:

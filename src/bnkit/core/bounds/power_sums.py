@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
 
 from bnkit.core.bounds.domain import Values, at_least, probability, unit, whole
+from bnkit.core.bounds.mixture import log_sum
 from bnkit.core.errors import CertificateError
 
 POWERS = 4
@@ -27,7 +27,7 @@ class PowerSums(NamedTuple):
         sums: `sum (x - center)**p` for p = 1 to 4, shape `(4, c)`, float64.
     """
 
-    count: int
+    count: Values
     center: np.ndarray
     sums: np.ndarray
 
@@ -154,4 +154,4 @@ def _log_capital(given: PowerSums, bets: np.ndarray, mean: np.ndarray) -> np.nda
     third = c + 3 * s * b + 3 * s**2 * a + n * s**3
     fourth = d + 4 * s * c + 6 * s**2 * b + 4 * s**3 * a + n * s**4
     paid = bets * first - bets**2 * second / 2 + bets**3 * third / 3 + _REST * bets**4 * fourth
-    return logsumexp(paid + np.log([[0.25], [0.5], [0.25]]), axis=0)
+    return log_sum(paid + np.log([[0.25], [0.5], [0.25]]), axis=0)
