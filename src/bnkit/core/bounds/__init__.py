@@ -42,3 +42,4 @@ from bnkit.core.bounds.rates import Rates as Rates
 from bnkit.core.bounds.rates import catoni_rate as catoni_rate
 from bnkit.core.bounds.reference import Coordinates as Coordinates
 from bnkit.core.bounds.reference import reference_coordinates as reference_coordinates
+from bnkit.core.bounds.spread import variance_interval as variance_interval
