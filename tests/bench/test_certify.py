@@ -54,7 +54,7 @@ def _midpoint(rng, repeats, delta):
 @pytest.mark.parametrize("run", [_binomial(2), _midpoint])
 def test_a_wrong_bound_falls_short(run):
     report = run_certify(2000, worlds=(World("wrong", "bound", run),))
-    assert [j.passed for j in report.judgements] == [False] * 3
+    assert not any(j.passed for j in report.judgements if j.delta < 0.5)
     assert not report.passed
     assert report.judgements[0].cells()[-1] == "falls short"
 
