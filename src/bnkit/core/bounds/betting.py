@@ -6,7 +6,7 @@ from bnkit.core.bounds.bets import Sample, plans, sample
 from bnkit.core.bounds.domain import Values, plain
 
 _CLIP = 0.75
-_STEPS = 60
+_STEPS = 40
 _CLOSE = 1e-7  # the safe end of so narrow a bracket is returned
 
 

@@ -12,7 +12,7 @@ POWERS = 4
 LARGEST_BET = 0.6
 # (log(1 + y) - y + y**2 / 2 - y**3 / 3) / y**4 at y = -0.6: smallest over the bets that are made
 _REST = float((np.log1p(-0.6) + 0.6 + 0.6**2 / 2 + 0.6**3 / 3) / 0.6**4)
-_STEPS = 60
+_STEPS = 40
 
 
 class PowerSums(NamedTuple):
