@@ -11,7 +11,7 @@ from bnkit.core.bounds import (
     empirical_bernstein_interval,
     power_sums_interval,
 )
-from bnkit.core.bounds.power_sums import _REST
+from bnkit.core.bounds.power_sums import _REST, LARGEST_BET
 from bnkit.core.errors import CertificateError
 from tests.core.bounds import exact
 
@@ -70,6 +70,24 @@ def test_betting_against_a_plain_loop():
     assert capital(lower) >= 2 / delta > capital(lower + 2e-7)
 
 
+def test_empirical_bernstein_against_a_plain_loop():
+    x = np.random.default_rng(4).beta(2, 5, 70)
+    delta, weight, value, slack = 0.1, 0.0, 0.0, 0.0
+    seen, total, square = 1.0, 0.5, 0.25
+    for start in range(0, 70, 32):
+        block, center = x[start : start + 32], total / seen
+        bet = min(np.sqrt(2 * np.log(2 / delta) / (70 * square / seen)), 0.5)
+        weight += bet * len(block)
+        value += bet * sum(block)
+        slack += (-np.log(1 - bet) - bet) * sum((block - center) ** 2)
+        square += sum((block - center) ** 2)
+        total += sum(block)
+        seen += len(block)
+    slack += np.log(2 / delta)
+    expected = (value - slack) / weight, (value + slack) / weight
+    assert empirical_bernstein_interval(x, delta) == pytest.approx(expected, rel=1e-12)
+
+
 def test_widths_fall_and_betting_is_the_narrowest():
     rng = np.random.default_rng(0)
     before = np.inf
@@ -116,7 +134,7 @@ def test_streams_merge(streams):
 
 
 def test_the_polynomial_lies_below_the_logarithm_and_is_monotone():
-    y = np.linspace(-0.6, 0.6, 100001)
+    y = np.linspace(-LARGEST_BET, LARGEST_BET, 100001)
     poly = y - y**2 / 2 + y**3 / 3 + _REST * y**4
     assert np.all(poly <= np.log1p(y) + 1e-15)
     assert np.all(np.diff(poly) > 0)

@@ -235,6 +235,24 @@ def test_deviations_are_sharper_than_those_of_maurer_and_pontil():
                 assert bernstein_upper(0.4, var, n, delta) <= mean + 1e-12
 
 
+@pytest.mark.parametrize("var", [0.0, 1e-3, 0.04, 0.15])
+def test_deviations_solve_the_tail_inequalities(var):
+    n, delta = 400, 0.01
+    nats = log(1 / delta)
+    up, down = deviation_upper(var, n, delta), deviation_lower(var, n, delta)
+    assert (n - 1) * (up**2 - var) ** 2 / (2 * up**2) == pytest.approx(nats)
+    if down > 0:
+        assert (n - 1) * (var - down**2) ** 2 / (down**2 + var) == pytest.approx(nats)
+    else:
+        assert (n - 1) * var <= nats
+    # Bernstein's inequality at half of delta, with the deviation at the other half
+    s, off = deviation_upper(var, n, delta / 2), bernstein_upper(0.3, var, n, delta) - 0.3
+    rate = sqrt(2 * log(2 / delta) / (n * s**2))
+    rate /= 1 + rate / 3
+    exponent = n * (s**2 * rate**2 / (2 * (1 - rate / 3)) - rate * off)
+    assert exponent == pytest.approx(-log(2 / delta))
+
+
 def test_deviations_hold_over_every_outcome():
     values = (0.0, 0.5, 1.0)
     for weights in ((0.9, 0.05, 0.05), (0.5, 0.0, 0.5), (0.05, 0.05, 0.9)):

@@ -104,7 +104,7 @@ def _tail(k: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def _not_below(k: np.ndarray, n: np.ndarray, delta: np.ndarray, p: np.ndarray) -> np.ndarray:
     """`p`, raised until the tail at it is no larger than delta: an inverse may end short."""
-    p = np.nextafter(p, 2)
+    p = np.nextafter(p + 1e-13 * p * (1 - p), 2)
     for step in range(_STEPS):
         short = (_tail(k, n, np.minimum(p, 1)) > delta * (1 + 1e-9)) & (p < 1)
         if not bool(np.any(short)):
