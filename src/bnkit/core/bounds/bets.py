@@ -78,7 +78,7 @@ def plans(given: Sample) -> Iterator[Plan]:
     """Blocks in order, each with a mean, and a bet made of a variance, of the blocks before it.
 
     The bet is `sqrt(2 log(2 / delta) / (n var))`, the best constant one for n examples of that
-    variance (Waudby-Smith & Ramdas 2024, section 4).
+    variance (as Waudby-Smith & Ramdas 2024 do).
 
     Args:
         given: The sample.
