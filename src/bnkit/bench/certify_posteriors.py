@@ -142,6 +142,13 @@ def _calibrated(rng: np.random.Generator, repeats: int, delta: float) -> Outcome
     return above(one_draw_binomial(a.k, ADVERSE_N, delta, log_ratio=a.log_ratio), RISK)
 
 
+def _planned(rng: np.random.Generator, repeats: int, delta: float) -> Outcome:
+    a = _adverse(rng, repeats)
+    ratio, expected = a.log_ratio, (-1.0, 4.0)
+    bound = one_draw_binomial(a.k, ADVERSE_N, delta, log_ratio=ratio, expected=expected)
+    return above(bound, RISK)
+
+
 def _tuned(rng: np.random.Generator, repeats: int, delta: float) -> Outcome:
     """C chosen by the bound's own examples: the smallest of Catoni's bounds over all rates."""
     a = _adverse(rng, repeats)
@@ -190,6 +197,7 @@ WORLDS: tuple[World, ...] = (
     World("one draw, kl", "bound", _one_kl),
     World("one draw, mixture, adverse posterior", "bound", _one),
     World("one draw, calibrated, adverse posterior", "bound", _calibrated),
+    World("one draw, planned ratio, adverse posterior", "bound", _planned),
     World("best of 50, delta / 50", "bound", _selected_and_paid),
     World("rate tuned on the bound's examples", "cheat", _tuned),
     World("best of 100 re-draws, delta paid once", "cheat", _redrawn),

@@ -50,6 +50,7 @@ UPPER = {
     "one_draw": lambda k, n, d, c: one_draw(k / n, n, d, ANYTIME, log_ratio=c),
     "one_draw_kl": lambda k, n, d, c: one_draw_kl(k / n, n, d, log_ratio=c),
     "one_draw_binomial": lambda k, n, d, c: one_draw_binomial(k, n, d, log_ratio=c),
+    "planned": lambda k, n, d, c: one_draw_binomial(k, n, d, log_ratio=c, expected=(0.0, 3.0)),
     "prequential": lambda k, n, d, _: prequential(k, n, d),
 }
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -136,7 +137,7 @@ def test_a_divergence_without_end_says_nothing(name):
 
 def test_a_draw_that_the_prior_likes_better_never_goes_below_the_observed():
     for c in (-1.0, -30.0, -1e4):
-        for name in ("one_draw", "one_draw_kl", "one_draw_binomial"):
+        for name in ("one_draw", "one_draw_kl", "one_draw_binomial", "planned"):
             assert UPPER[name](10, 100, 0.05, c) >= 0.1 - 1e-9, name
 
 
@@ -181,6 +182,8 @@ def test_losses_and_sizes_outside_are_refused(name):
         (lambda: monte_carlo(0.1, 10, 5, 0.05, draws="one"), "draws"),
         (lambda: monte_carlo(0.1, 10, 0, 0.05), "passes"),
         (lambda: one_draw_binomial(1, 10, 0.05, log_ratio=0, kappa=1), "kappa"),
+        (lambda: one_draw_binomial(1, 9, 0.05, log_ratio=0, expected=(2, 2)), "low < high"),
+        (lambda: one_draw_binomial(1, 9, 0.05, log_ratio=0, expected=(0, np.inf)), "low < high"),
         (lambda: one_draw_kl(0.1, 10, 0.05, log_ratio=np.nan), "log_ratio"),
         (lambda: Rates((1.0, 2.0), (0.5, 0.6)), "sum to 1"),
         (lambda: Rates((1.0, np.inf), (0.5, 0.5)), "finite"),

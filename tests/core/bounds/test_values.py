@@ -138,6 +138,7 @@ BINOMIAL_BOUNDS = {
     "mixture": lambda k, n, d: catoni_mixture(k / n, n, d, Rates.for_size(n)),
     "anytime": lambda k, n, d: prequential(k, n, d),
     "one draw of one": lambda k, n, d: one_draw_binomial(k, n, d, log_ratio=0.0),
+    "planned": lambda k, n, d: one_draw_binomial(k, n, d, log_ratio=0.0, expected=(0.0, 1.0)),
     "one draw, kl": lambda k, n, d: one_draw_kl(k / n, n, d, log_ratio=0.0),
     "pac-bayes-kl": lambda k, n, d: pac_bayes_kl(k / n, n, d, divergence=0.0),
     "kl, nothing paid": lambda k, n, d: kl_inverse(k / n, 0.0 * log(1 / d)),
@@ -189,6 +190,50 @@ def test_the_moment_of_maurer_by_summation():
 def test_monte_carlo_is_chernoff_over_all_draws():
     assert monte_carlo(0.1, 50, 20, 0.01) == chernoff(0.1, 1000, 0.01)
     assert monte_carlo(0.1, 50, 20, 0.01, draws="shared") == chernoff(0.1, 20, 0.01)
+
+
+def test_a_planned_ratio_pays_the_length_of_its_range():
+    def level(log_ratio):
+        return one_draw_binomial(17, 700, 0.05, log_ratio=log_ratio, expected=(0.0, 1.0))
+
+    for nats in (0.0, 0.4, 1.0):
+        assert level(nats) == clopper_pearson(17, 700, 0.05 * exp(-nats) * 0.9 / 2)
+    assert level(-3.0) == level(0.0)
+    # beyond the range a tenth of the old calibrator is left
+    beyond = (0.1 * 0.15 * 0.05 * exp(-1.1)) ** (1 / 0.85)
+    assert level(1.1) == pytest.approx(clopper_pearson(17, 700, beyond), rel=1e-9)
+    # the target of the issue, at the divergence that was measured there
+    assert level(0.14) < 1.1 * clopper_pearson(17, 700, 0.05)
+
+
+@pytest.mark.parametrize("expected", [(0.0, 1.0), (-2.0, 5.0)])
+def test_levels_are_those_of_one_falling_function(expected):
+    """`g` of statement 12, written out: no level may lie where g is below ratio / delta."""
+    low, high = expected
+    w, kappa, delta, c = 0.9, 0.15, 0.05, 1 / (1 + expected[1] - expected[0])
+    least, most = w * c * delta * exp(-high), w * c * delta * exp(-low)
+
+    def g(u):
+        planned = c * min(1 / u, 1 / least) if u <= most else 0.0
+        return w * planned + (1 - w) * kappa * u ** (kappa - 1)
+
+    for nats in np.linspace(low - 2, high + 3, 41):
+        # clopper_pearson(0, 1, x) = 1 - x
+        x = 1 - one_draw_binomial(0, 1, delta, log_ratio=nats, expected=expected)
+        assert g(x * (1 - 1e-9)) >= exp(nats) / delta * (1 - 1e-6)
+
+
+def test_calibrators_have_integral_one():
+    """By the levels they give: the integral of a falling f is that of its level sets."""
+    for expected in (None, (0.0, 1.0), (-1.0, 4.0)):
+        # f(u) > y exactly below the level at ratio / delta = y; clopper_pearson(0, 1, x) = 1 - x
+        y = np.geomspace(1e-4, 1e14, 400_001)
+        levels = 1 - np.asarray(
+            one_draw_binomial(0, 1, 0.5, log_ratio=np.log(y / 2), expected=expected)
+        )
+        integral = np.sum((levels[1:] + levels[:-1]) / 2 * np.diff(y))
+        # capped at one half, and the larger of two parts instead of their sum
+        assert 0.4 < integral <= 1.001
 
 
 def test_one_rate_is_catoni():
