@@ -10,6 +10,7 @@ from bnkit.core.bounds import (
     betting_interval,
     empirical_bernstein_interval,
     power_sums_interval,
+    variance_interval,
 )
 from bnkit.core.bounds.power_sums import _REST, LARGEST_BET
 from bnkit.core.errors import CertificateError
@@ -160,3 +161,24 @@ def test_power_sums_refuse():
     for bad in (np.full((1, 2), 1.5), np.full((1, 2), np.nan), np.zeros((1, 3))):
         with pytest.raises(CertificateError, match="expected"):
             empty.add(bad)
+
+
+def test_a_variance_from_two_sets_by_hand():
+    assert variance_interval((-1.0, 3.0), (16.0, 20.0), 0.0) == (7.0, 20.0)  # center inside
+    assert variance_interval((2.0, 3.0), (16.0, 20.0), 0.0) == (7.0, 16.0)
+    assert variance_interval((-3.0, -2.0), (16.0, 20.0), 0.0) == (7.0, 16.0)
+    assert variance_interval((2.0, 3.0), (16.0, 20.0), 1.0) == (12.0, 19.0)
+    assert variance_interval((0.0, 9.0), (16.0, 20.0), 0.0)[0] == 0.0
+    for bad in (((1.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (np.nan, 1.0))):
+        with pytest.raises(CertificateError, match="exchanged"):
+            variance_interval(*bad, 0.0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=9), st.floats(-5, 5), st.floats(0, 2))
+def test_a_variance_lies_in_its_set_if_the_moments_do_in_theirs(values, center, slack):
+    x = np.array(values)
+    mean, square = x.mean(), np.mean((x - center) ** 2)
+    low, high = variance_interval(
+        (mean - slack, mean + 2 * slack), (square - slack / 2, square + slack), center
+    )
+    assert low - 1e-9 <= x.var() <= high + 1e-9
