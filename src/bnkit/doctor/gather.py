@@ -146,7 +146,7 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         facts = replace(
             facts, built_in_forward=built_in_forward(lambda: _any_rows(copy, first, batches[0]))
         )
-        measured = _measured(copy, records, batches) if records else None
+        measured = _measured(copy, records, batches, flow) if records else None
         if not records:
             missing["probe"] = "no batch norm module to measure"
         behaviour = _observed(copy, batches[0])
@@ -184,14 +184,20 @@ def probe_more(
     with set_aside(model) as copy:
         for name, data in {**(domains or {}), "": serving}.items():
             if data is not None:
-                measured[name] = _measured(copy, evidence.records, given.read(device, data))
+                measured[name] = _measured(copy, evidence.records, given.read(device, data), None)
     used = measured.pop("", None)
     return replace(evidence, serving=used, domains=measured or None)
 
 
-def _measured(copy: nn.Module, records: tuple[BatchNormRecord, ...], batches: list[Batch]) -> Probe:
+def _measured(
+    copy: nn.Module,
+    records: tuple[BatchNormRecord, ...],
+    batches: list[Batch],
+    flow: Flow | None,
+) -> Probe:
+    squashed = frozenset() if flow is None else flow.squashed
     try:
-        return probe(copy, records, batches)
+        return probe(copy, records, batches, squashed)
     except BatchNormError:
         raise
     except Exception as error:
