@@ -1,7 +1,7 @@
 """Facts of a whole module and of an optimizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,11 @@ class OptimizerFacts:
     Attributes:
         decayed: Weight decay of the group that holds a layer's weight or bias, where not 0.
         absent: Layers with trainable parameters that are in no group.
+        weight_decay: Weight decay of the weight of every module, by name of the module.
+        private: It adds noise to the gradient of each sample (DP-SGD), as opacus' does.
     """
 
     decayed: Mapping[str, float]
     absent: tuple[str, ...]
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    private: bool = False

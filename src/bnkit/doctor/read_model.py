@@ -13,6 +13,7 @@ from bnkit.doctor.find import batch_norms, hidden_batch_norms
 from bnkit.doctor.record import BatchNormRecord
 
 _PARALLEL = ("DistributedDataParallel", "DataParallel")
+_PRIVATE = ("opacus.",)
 _QAT = ("torch.ao.nn.intrinsic.qat", "torch.nn.intrinsic.qat")
 
 
@@ -95,7 +96,13 @@ def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Optimi
         most = max((decay.get(id(p), 0.0) for p in trainable), default=0.0)
         if most > 0:
             decayed[name] = most
-    return OptimizerFacts(decayed=decayed, absent=tuple(absent))
+    weights = {n: m._parameters.get("weight") for n, m in model.named_modules()}
+    return OptimizerFacts(
+        decayed=decayed,
+        absent=tuple(absent),
+        weight_decay={n: decay[id(w)] for n, w in weights.items() if id(w) in decay},
+        private=type(optimizer).__module__.startswith(_PRIVATE),
+    )
 
 
 def _trained(records: tuple[BatchNormRecord, ...]) -> bool | None:
