@@ -13,8 +13,10 @@ from bnkit.core.errors import BatchNormError, InputError
 from bnkit.doctor.aside import device_of, set_aside
 from bnkit.doctor.batches import Batch, Forward, read_batches
 from bnkit.doctor.behaviour import Behaviour, observe
+from bnkit.doctor.borders import border_errors
 from bnkit.doctor.checkpoint import read_records, read_state_dict
 from bnkit.doctor.evidence import Evidence
+from bnkit.doctor.facts import ModelFacts
 from bnkit.doctor.find import lazy_batch_norms, read_module
 from bnkit.doctor.finding import Purpose
 from bnkit.doctor.flow import Flow
@@ -139,10 +141,12 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         facts = read_facts(model, copy, records)
         if given.data is None:
             flow = _symbolic(copy, missing)
+            facts = _with_borders(facts, copy, flow)
             return Evidence(purpose, _with_producers(records, flow, model), missing, facts, flow)
         batches = given.read(device_of(model))
         first = _smaller(batches[0])
         flow = _run(copy, first, batches[0])
+        facts = _with_borders(facts, copy, flow)
         facts = replace(
             facts, built_in_forward=built_in_forward(lambda: _any_rows(copy, first, batches[0]))
         )
@@ -187,6 +191,10 @@ def probe_more(
                 measured[name] = _measured(copy, evidence.records, given.read(device, data), None)
     used = measured.pop("", None)
     return replace(evidence, serving=used, domains=measured or None)
+
+
+def _with_borders(facts: ModelFacts, copy: nn.Module, flow: Flow | None) -> ModelFacts:
+    return facts if flow is None else replace(facts, border_errors=border_errors(copy, flow))
 
 
 def _measured(

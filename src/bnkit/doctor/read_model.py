@@ -43,6 +43,8 @@ def read_facts(
         averaged=averaged,
         averaged_steps=int(getattr(model, "n_averaged", 0)) if averaged else 0,
         quantization_aware=_quantization_aware(model),
+        observing=_observing(model),
+        per_sample_gradients=type(model).__module__.startswith(_PRIVATE),
     )
 
 
@@ -150,3 +152,9 @@ def _quantization_aware(model: nn.Module) -> tuple[str, ...]:
     parents = [n for n, m in model.named_modules() if type(m).__module__.startswith(_QAT)]
     layers = batch_norms(model)
     return tuple(n for n in layers if any(n.startswith(f"{p}.") for p in parents))
+
+
+def _observing(model: nn.Module) -> bool | None:
+    switches: list[Any] = [getattr(m, "observer_enabled", None) for m in model.modules()]
+    known = [bool(switch.any()) for switch in switches if isinstance(switch, torch.Tensor)]
+    return any(known) if known else None
