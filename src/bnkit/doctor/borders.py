@@ -62,8 +62,8 @@ def _bound(convolution: _ConvNd, shift: Tensor) -> float:
     weight = convolution.weight.detach().double().abs()
     outside = torch.ones(weight.shape[2:], dtype=torch.bool, device=weight.device)
     inside: list[slice] = []
-    for size, pad in zip(weight.shape[2:], _padding(convolution), strict=True):
-        reach = min(pad, size)
+    for size, taps_outside in zip(weight.shape[2:], _reach(convolution), strict=True):
+        reach = min(taps_outside, size)
         inside.append(slice(reach, size - reach) if size > 2 * reach else slice(0, 0))
     outside[tuple(inside)] = False
     taps = (weight * outside).flatten(2).sum(2)
@@ -72,9 +72,9 @@ def _bound(convolution: _ConvNd, shift: Tensor) -> float:
     return float(by_group.sum(2).max())
 
 
-def _padding(convolution: _ConvNd) -> list[int]:
+def _reach(convolution: _ConvNd) -> list[int]:
+    """How many taps from an end of the kernel can lie in the padding, by axis."""
     if isinstance(convolution.padding, str):
-        spans = zip(convolution.kernel_size, convolution.dilation, strict=True)
-        return [-(-(k - 1) * d // 2) for k, d in spans]
+        return [k // 2 for k in convolution.kernel_size]
     steps = zip(convolution.padding, convolution.dilation, strict=True)
     return [-(-int(pad) // d) for pad, d in steps]

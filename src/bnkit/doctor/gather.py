@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from bnkit.core.errors import BatchNormError, InputError
@@ -254,14 +254,7 @@ def _failed(model: nn.Module, error: Exception) -> str:
 
 def _smaller(batch: Batch) -> Batch:
     """The first rows: enough to see the structure, and little to keep in memory."""
-    size = len(batch)
-    if size <= _TRACED_ROWS:
-        return batch
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:_TRACED_ROWS] if tensor.ndim and len(tensor) == size else tensor
-
-    return batch.replaced(cut)
+    return batch.first(_TRACED_ROWS)
 
 
 def _with_producers(

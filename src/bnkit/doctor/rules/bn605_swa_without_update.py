@@ -38,7 +38,8 @@ Unsafe: `recalibrate`, with batches of the training set.
 
 ## References
 
-Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", section 3.2; timgaripov/swa issue 7.
+Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", section 3.2;
+timgaripov/swa issue 7.
 """
 
 from collections.abc import Iterator
