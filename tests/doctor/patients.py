@@ -1,6 +1,8 @@
 """Small models for the rules: one that fires, one that does not."""
 
 import copy
+from inspect import signature
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -64,6 +66,14 @@ def ask(code):
         return bool(found.findings)
 
     return asked
+
+
+def pair_of(code, cases, *, training=False):
+    """What the function named after a rule finds: with its fault, and without."""
+    here = SimpleNamespace(chain=chain, rows=rows, watched=watched)
+    given = {"ask": ask(code), "p": here, "net": chain().train(training)}
+    case = cases[code.lower()]
+    return case(**{name: given[name] for name in signature(case).parameters})
 
 
 def watched(model, optimizer=None, steps=1, run=None):

@@ -12,7 +12,7 @@ from bnkit.doctor import all_rules
 
 @pytest.mark.parametrize("code", [c for c in all_rules() if c.startswith("BN1")])
 def test_fires_and_stays_quiet(code, patients):
-    fires, quiet = globals()[code.lower()](patients.ask(code), patients)
+    fires, quiet = patients.pair_of(code, globals())
     assert fires
     assert not quiet
 
@@ -21,7 +21,7 @@ def chain(*layers, first=4, bias=False, last=8):
     return nn.Sequential(nn.Linear(first, 8, bias=bias), *layers, nn.Linear(last, 2))
 
 
-def bn101(ask, p):
+def bn101(ask):
     return tuple(ask(chain(nn.BatchNorm1d(8), bias=b), None, "train") for b in (True, False))
 
 
@@ -32,12 +32,12 @@ def bn102(ask, p):
     return ask(net(0.5), p.rows(), "train"), ask(net(0.0), p.rows(), "train")
 
 
-def bn103(ask, p):
+def bn103(ask):
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     return ask(model, None, "train"), ask(chain(nn.BatchNorm1d(8)), None, "train")
 
 
-def bn104(ask, p):
+def bn104(ask):
     end = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Sigmoid())
     return ask(end, None, "train"), ask(chain(nn.BatchNorm1d(8), nn.ReLU()), None, "train")
 
@@ -57,18 +57,18 @@ def test_bn104_is_a_remark_for_a_gate_and_a_warning_when_it_is_saturated(patient
     assert severities(9.0, nn.Softmax(1)) == [("info", "suspected")]
 
 
-def bn105(ask, p):
+def bn105(ask):
     twice = chain(nn.BatchNorm1d(8), nn.BatchNorm1d(8))
     return ask(twice, None, "train"), ask(chain(nn.BatchNorm1d(8)), None, "train")
 
 
-def bn106(ask, p):
+def bn106(ask):
     shared = nn.BatchNorm1d(8)
     twice = chain(shared, nn.ReLU(), nn.Linear(8, 8), shared)
     return ask(twice, None, "train"), ask(chain(shared), None, "train")
 
 
-def bn107(ask, p):
+def bn107(ask):
     x = torch.randn(64, 16, 8)
     wrong = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16))
     right = nn.Sequential(nn.Linear(8, 16), bnkit.nn.BatchNorm(16, axis=-1))
@@ -90,7 +90,7 @@ def bn108(ask, p):
     return ask(Spare(hide=False), x, "train"), ask(chain(nn.BatchNorm1d(8)), x, "train")
 
 
-def bn109(ask, p):
+def bn109(ask):
     return ask(Spare(hide=True), None, "train"), ask(Spare(hide=False), None, "train")
 
 
@@ -120,7 +120,7 @@ class Recurrent(nn.Module):
         return h
 
 
-def bn111(ask, p):
+def bn111(ask):
     x = torch.randn(128, 7, 4)
     return ask(Recurrent(), x, "train"), ask(Recurrent(7), x, "train")
 
@@ -135,17 +135,17 @@ def test_bn111_sees_loops_of_changing_length_and_leaves_other_sharing_to_bn106(p
     assert {f.code for f in bnkit.diagnose(Recurrent(), batches, "train").findings} == {"BN111"}
 
 
-def bn112(ask, p):
+def bn112(ask):
     first = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
     return ask(first, None, "train"), ask(chain(nn.BatchNorm1d(8)), None, "train")
 
 
-def bn113(ask, p):
+def bn113(ask):
     norm = nn.BatchNorm1d(8)
     return ask(chain(nn.ReLU(), norm), None, "train"), ask(chain(norm, nn.ReLU()), None, "train")
 
 
-def bn114(ask, p):
+def bn114(ask):
     norm, layer = nn.BatchNorm1d(8), nn.LayerNorm(8)
     return (
         ask(chain(norm, layer), None, "train"),
@@ -169,7 +169,7 @@ class Tokens(nn.Module):
         return self.bn((x + y).transpose(1, 2)).transpose(1, 2)
 
 
-def bn115(ask, p):
+def bn115(ask):
     x = torch.randn(16, 5, 8)
     fires = [ask(Tokens(by_hand), x, "train") for by_hand in (True, False)]
     images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(2), nn.Linear(36, 8))
@@ -213,7 +213,7 @@ class GradSampleModule(nn.Sequential):
 GradSampleModule.__module__ = "opacus.grad_sample.grad_sample_module"
 
 
-def bn117(ask, p):
+def bn117(ask):
     model = chain(nn.BatchNorm1d(8))
     private = DPOptimizer(model.parameters(), lr=0.1)
     plain = torch.optim.SGD(model.parameters(), lr=0.1)

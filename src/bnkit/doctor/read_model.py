@@ -39,7 +39,7 @@ def read_facts(
         hidden=hidden_batch_norms(model),
         frozen_parts=_frozen_parts(model),
         parallel=None if wrapper is None else type(wrapper).__name__,
-        broadcasts=getattr(wrapper, "broadcast_buffers", None),
+        broadcasts=_broadcasts(wrapper),
         averaged=averaged,
         averaged_steps=int(getattr(model, "n_averaged", 0)) if averaged else 0,
         quantization_aware=_quantization_aware(model),
@@ -104,6 +104,14 @@ def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Optimi
         absent=tuple(absent),
         weight_decay={n: decay[id(w)] for n, w in weights.items() if id(w) in decay},
         private=type(optimizer).__module__.startswith(_PRIVATE),
+    )
+
+
+def _broadcasts(wrapper: Any) -> bool | None:
+    # torch 2.13 calls it forward_sync_buffers, and warns of the old name
+    old = "broadcast_buffers"
+    return getattr(
+        wrapper, "forward_sync_buffers", None if wrapper is None else vars(wrapper).get(old)
     )
 
 
