@@ -1,6 +1,6 @@
 """What folding a batch norm into the zero-padded convolution behind it would cost at the border."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def _takes(flow: Flow, before: Node) -> bool:
     return before.kind in _FOLDABLE and len(flow.consumers(before)) == 1
 
 
-def _pads(module: Any) -> bool:
+def _pads(module: Any) -> TypeGuard[_ConvNd]:
     if not isinstance(module, _ConvNd) or module.transposed or module.padding_mode != "zeros":
         return False
     return module.padding != "valid" and (module.padding == "same" or any(module.padding))

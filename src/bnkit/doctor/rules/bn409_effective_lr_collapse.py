@@ -64,12 +64,11 @@ def check(evidence: Evidence) -> Iterator[Found]:
     journal, optimizer = evidence.journal, evidence.optimizer
     if journal is None or optimizer is None:
         return
-    grown = {
-        r.name: journal.growth[r.producer]
-        for r in evidence.records
-        if r.producer in journal.growth and optimizer.weight_decay.get(r.producer) == 0
+    free = {n for n, decay in optimizer.weight_decay.items() if decay == 0}
+    ratios = {
+        r.name: journal.growth.get(r.producer, 0.0) for r in evidence.records if r.producer in free
     }
-    grown = {n: ratio for n, ratio in grown.items() if ratio > GROWN}
+    grown = {n: ratio for n, ratio in ratios.items() if ratio > GROWN}
     if grown:
         worst = max(grown.values())
         yield Found(
