@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from math import prod
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -117,9 +116,10 @@ class Listener:
             given = read_input(layer, args, kwargs)
             if given is None or (given.keep is not None and not bool(given.keep.any())):
                 return
-            seen = _moments(given)
-            self._note(name, layer, given, seen)
-            _assign(layer, (seen.mean, seen.var()))
+            count, mean, var = _batch_statistics(given)
+            wide = _array(var)
+            self._note(name, layer, given, Moments(count, _array(mean), wide * count), wide)
+            _assign(layer, (mean, var))
 
         return hear
 
@@ -130,11 +130,10 @@ class Listener:
 
         return hear
 
-    def _note(self, name: str, layer: Any, given: Input, seen: Moments) -> None:
+    def _note(self, name: str, layer: Any, given: Input, wide: Moments, var: np.ndarray) -> None:
         one = self.heard.get(name)
         if one is None:
             one = self.heard[name] = Heard(len(self.heard), calls=[0])
-        wide = Moments(seen.count, _array(seen.mean), _array(seen.m2))
         call = one.calls[-1]
         one.calls[-1] += 1
         if call < len(one.by_call):
@@ -144,10 +143,10 @@ class Listener:
         one.counts.append(int(wide.count))
         one.samples.append(given.values.shape[0])
         one.dtype = str(given.values.dtype).removeprefix("torch.")
-        var = wide.var()
-        one.offset = max(one.offset, float(np.max(np.abs(wide.mean) / np.sqrt(var + 1e-30))))
+        one.offset = max(one.offset, float((wide.mean**2 / (var + 1e-30)).max()) ** 0.5)
         if wide.count > 1:
-            one.constant = max(one.constant, float(np.mean(var < getattr(layer, "eps", 1e-5))))
+            below = np.count_nonzero(var < getattr(layer, "eps", 1e-5))
+            one.constant = max(one.constant, below / var.size)
         if call == 0:
             one.shapes.append(tuple(given.values.shape))
             self._keep_samples(one, given)
@@ -181,8 +180,8 @@ def _tail(x: Tensor) -> float:
     return float(length[length > 1].sum()) / same.numel()
 
 
-def _moments(given: Input) -> Moments:
-    """Moments per channel, in at least float32."""
+def _batch_statistics(given: Input) -> tuple[float, Tensor, Tensor]:
+    """Count, mean and variance per channel, in at least float32."""
     x = given.values
     x = x if x.dtype == torch.float64 else x.float()
     if given.weights is not None:
@@ -191,19 +190,18 @@ def _moments(given: Input) -> Moments:
         x = x.movedim(1, -1)[given.keep.squeeze(1)]
     axes = [a for a in range(x.ndim) if a != 1]
     if x.is_contiguous():  # a third of the time; inaccurate for other layouts
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        count = prod(x.shape[a] for a in axes)
-        return Moments(count, mean, var * count)
-    return moments(x, axes, xp=xp)
+        return x.numel() // x.shape[1], *torch.batch_norm_update_stats(x, None, None, 0.0)
+    seen = moments(x, axes, xp=xp)
+    return seen.count, seen.mean, seen.var()
 
 
-def _weighted(x: Tensor, given: Input) -> Moments:
+def _weighted(x: Tensor, given: Input) -> tuple[float, Tensor, Tensor]:
     weights = given.weights.to(x)  # type: ignore[union-attr]
     if given.keep is not None:
         weights = weights * given.keep
     weights = weights.expand(x.shape[0], 1, *x.shape[2:])
-    found = moments(x, (0, *range(2, x.ndim)), weights, xp=xp)
-    return found._replace(count=float(found.count.flatten()[0]))
+    seen = moments(x, (0, *range(2, x.ndim)), weights, xp=xp)
+    return float(seen.count.flatten()[0]), seen.mean, seen.var()
 
 
 def _merged(a: Moments, b: Moments) -> Moments:
