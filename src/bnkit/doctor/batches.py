@@ -51,6 +51,13 @@ class Batch:
         tensors = [t for t in tree_leaves(given) if isinstance(t, Tensor) and t.ndim]
         return len(tensors[0]) if tensors else 0
 
+    def first(self, rows: int) -> "Batch":
+        """The batch with its first rows alone."""
+        size = len(self)
+        if size <= rows:
+            return self
+        return self.replaced(lambda t: t[:rows] if t.ndim and len(t) == size else t)
+
     def replaced(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor of its inputs changed."""
 

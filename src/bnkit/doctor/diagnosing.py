@@ -3,8 +3,9 @@
 import hashlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,14 +13,18 @@ import torch
 from torch import nn
 
 from bnkit.core.errors import SpecError
+from bnkit.doctor.aside import device_of
 from bnkit.doctor.batches import Forward
-from bnkit.doctor.compare import compare
+from bnkit.doctor.compare import compare, state_of
 from bnkit.doctor.diagnosis import Diagnosis
 from bnkit.doctor.engine import examine
 from bnkit.doctor.evidence import Evidence, Relation
 from bnkit.doctor.finding import Purpose
 from bnkit.doctor.gather import Given, Subject, of_module, of_numbers, opened, probe_more
 from bnkit.doctor.journal import Journal
+from bnkit.doctor.mixture import Mixture, read_mixture
+from bnkit.doctor.naming import short_name
+from bnkit.doctor.parity import parity
 from bnkit.doctor.read_model import read_optimizer
 from bnkit.doctor.record import BatchNormRecord
 from bnkit.doctor.selection import Selection
@@ -35,6 +40,8 @@ _ABSENT = {
     "domains": "no batches by domain given (domains=)",
     "optimizer": "no optimizer given",
     "pair": "no second subject given (pair=)",
+    "parity": "needs two modules and batches (pair=, relation='converted')",
+    "members": "the networks that were averaged are not given (members=)",
     "journal": "no training loop was watched (bnkit.watch)",
     "program": "not an exported program",
 }
@@ -51,6 +58,7 @@ def diagnose(
     optimizer: torch.optim.Optimizer | None = None,
     pair: Subject | None = None,
     relation: Relation = "averaged",
+    members: Sequence[Subject] | None = None,
     serving: Any = None,
     domains: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
@@ -76,6 +84,7 @@ def diagnose(
         pair: A second subject to compare with.
         relation: What `pair` is: the model whose weights were "averaged", another "rank" of the
             same training, or the source of what was "converted".
+        members: The networks whose parameters were averaged into this one.
         serving: Batches of inference, when they are other than `data`.
         domains: Batches of each domain, by name.
         journal: What `bnkit.watch` wrote down.
@@ -100,8 +109,10 @@ def diagnose(
         msg = f"purpose: expected one of {', '.join(get_args(Purpose))}, got {purpose!r}."
         raise SpecError(msg)
     subject = opened(model)
+    if isinstance(data, Iterator):
+        data = list(islice(data, batches))  # it is read more than once
+    given = Given(data, forward, batches, batch_size)
     if isinstance(subject, nn.Module):
-        given = Given(data, forward, batches, batch_size)
         evidence = of_module(subject, given, purpose)
         evidence = probe_more(evidence, subject, given, serving, domains)
         if optimizer is not None:
@@ -109,10 +120,23 @@ def diagnose(
     else:
         evidence = of_numbers(subject, purpose)
     if pair is not None:
-        evidence = replace(evidence, pair=compare(subject, opened(pair), relation))
+        evidence = _beside(evidence, subject, opened(pair), relation, given)
+    if members is not None:
+        evidence = replace(evidence, members=_mixture(subject, evidence, members))
     missing = {**_ABSENT, **evidence.missing}
     evidence = replace(evidence, journal=journal, missing=missing)
     return judge(evidence, name or _title(model), selection)
+
+
+def _beside(
+    evidence: Evidence, subject: Any, other: Any, relation: Relation, given: Given
+) -> Evidence:
+    evidence = replace(evidence, pair=compare(subject, other, relation))
+    modules = isinstance(subject, nn.Module) and isinstance(other, nn.Module)
+    if not modules or given.data is None or relation != "converted":
+        return evidence
+    batch = given.read(device_of(subject))[0]
+    return replace(evidence, parity=parity(subject, other, batch))
 
 
 def judge(evidence: Evidence, title: str, selection: Selection | None = None) -> Diagnosis:
@@ -141,6 +165,11 @@ def judge(evidence: Evidence, title: str, selection: Selection | None = None) ->
         environment=_environment(),
         subject_hash=_hash(evidence.records),
     )
+
+
+def _mixture(subject: Any, evidence: Evidence, members: Sequence[Subject]) -> Mixture:
+    names = {short_name(r.name): r.name for r in evidence.with_statistics}
+    return read_mixture(state_of(subject), names, [state_of(opened(m)) for m in members])
 
 
 def _title(model: Any) -> str:
