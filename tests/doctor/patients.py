@@ -1,9 +1,14 @@
 """Small models for the rules: one that fires, one that does not."""
 
 import copy
+from inspect import signature
+from types import SimpleNamespace
 
 import torch
 from torch import nn
+
+import bnkit
+from bnkit.doctor import Selection, Severity
 
 
 def chain(features: int = 8, **options) -> nn.Sequential:
@@ -45,3 +50,42 @@ def changed(model, change):
 
 def rows(count: int = 1280) -> torch.Tensor:
     return torch.randn(count, 4, generator=torch.Generator().manual_seed(5))
+
+
+def ask(code):
+    """A question for one rule: does it find something? It must be able to run."""
+    chosen = Selection(level=Severity.INFO, select=(code,))
+
+    def asked(subject, *args, **options) -> bool:
+        diagnose = getattr(subject, "diagnose", None)  # of a watched loop
+        if diagnose is None:
+            found = bnkit.diagnose(subject, *args, selection=chosen, **options)
+        else:
+            found = diagnose(*args, selection=chosen, **options)
+        assert found.checked == (code,), found.skipped
+        return bool(found.findings)
+
+    return asked
+
+
+def pair_of(code, cases, *, training=False):
+    """What the function named after a rule finds: with its fault, and without."""
+    here = SimpleNamespace(chain=chain, rows=rows, watched=watched)
+    given = {"ask": ask(code), "p": here, "net": chain().train(training)}
+    case = cases[code.lower()]
+    return case(**{name: given[name] for name in signature(case).parameters})
+
+
+def watched(model, optimizer=None, steps=1, run=None):
+    """A loop of a few steps on 64 rows each, and what `watch` saw of it."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-3)
+    with bnkit.watch(model, optimizer) as seen:
+        for _ in range(steps):
+            (run or _step)(model)
+            optimizer.step()
+            optimizer.zero_grad()
+    return seen
+
+
+def _step(model):
+    model(torch.randn(64, 4)).square().mean().backward()

@@ -146,6 +146,32 @@ def test_sarif_points_at_the_line_that_builds_the_layer(file):
     assert first["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "norm"
 
 
+def test_members_of_an_average(file, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from bnkit.cli.subject import load_subject
+
+    states = [load_subject(f"{file}:healthy").state_dict() for _ in range(3)]
+    for number, state in enumerate(states):
+        for key, value in state.items():
+            if value.is_floating_point():
+                state[key] = value + 0.1 * (number + 1)
+    average = dict(states[0])
+    for key in average:
+        if "running" not in key and average[key].is_floating_point():
+            average[key] = (states[0][key] + states[1][key] + states[2][key]) / 3
+    names = ["average", "a", "b", "c"]
+    for name, state in zip(names, [average, *states], strict=True):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    words = [w for n in names[1:] for w in ("--member", str(tmp_path / f"{n}.safetensors"))]
+    subject = ["doctor", str(tmp_path / "average.safetensors"), "--fail-on", "warning"]
+    assert main([*subject, *words]) == 1
+    assert "BN612" in capsys.readouterr().out
+    assert main([*subject, *words[:2]]) == 2
+    assert "at least 2 networks" in capsys.readouterr().err
+    assert main(subject) == 0
+
+
 def test_junit(file):
     from bnkit.cli.subject import load_subject
 

@@ -1,7 +1,9 @@
 """Every rule: a model that fires it, one that does not, and a page with all of its headings."""
 
 import copy
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,12 +83,28 @@ def test_form_of_a_rule(code):
     assert find_rule(one.name.upper().lower()) is one
 
 
-@pytest.mark.parametrize("code", [f"BN{c}" for c in STARRED])
-def test_starred_rules_have_a_chinese_page(code):
+@pytest.mark.parametrize("code", all_rules())
+def test_every_rule_has_a_chinese_page(code):
     page = chinese_page(code)
     assert page is not None
-    assert page.count("\n## ") >= 4
-    assert any("\u4e00" <= char <= "\u9fff" for char in page)
+    headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert headings == ["检查什么", "为什么不好", "已知问题", "怎么办"]
+    title, *parts = re.split("\n\n## .*\n\n", page)
+    assert all(
+        re.search("[\u4e00-\u9fff]", part) and part.endswith("。") for part in (title, *parts)
+    )
+    assert "\n" not in title
+    named = re.findall(r"\bBN\d\d\d\b", page)
+    assert all(c in all_rules() for c in named)
+
+
+def test_rules_that_are_left_out_are_named_with_the_reason():
+    last = {1: 17, 2: 17, 3: 10, 4: 9, 5: 11, 6: 13, 7: 10}
+    codes = {f"BN{family}{n:02}" for family, count in last.items() for n in range(1, count + 1)}
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    left_out = re.findall(r"^- (BN\d\d\d) [a-z-]+: .{40,}", page, re.MULTILINE)
+    assert set(left_out) | set(all_rules()) == codes
+    assert not set(left_out) & set(all_rules())
 
 
 def set_(name, value, *, layer=0):
@@ -157,12 +175,6 @@ def test_momentum(net, momentum, level):
     assert "BN206" not in codes(net)
 
 
-def test_eps(net):
-    assert "BN207" not in codes(net)
-    net[4].eps = 10.0
-    assert "BN207" in codes(net)
-
-
 def test_duplicated_low_precision_and_cumulative(patients, net):
     def twin(model):
         model[4].load_state_dict(model[1].state_dict())
@@ -176,15 +188,6 @@ def test_duplicated_low_precision_and_cumulative(patients, net):
     assert "BN217" in codes(cumulative, purpose="finetune")
     cumulative[1].num_batches_tracked += 1
     assert "BN217" not in codes(cumulative, purpose="finetune")
-
-
-def test_swapped(patients, net):
-    def swap(model):
-        for n in patients.norms(model):
-            n.weight.normal_(0, 0.01)
-            n.bias.normal_(1, 0.01)
-
-    assert "BN406" in codes(patients.changed(net, swap))
 
 
 def test_pairs(patients, net):
@@ -295,35 +298,6 @@ def test_wrong_axis():
     assert "BN107" not in codes(own, sequence, "train")
 
 
-def test_residual_branches_may_start_at_zero(x):
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-            nn.init.zeros_(self.body[1].weight)
-
-        def forward(self, x):
-            return (x + self.body(x)).relu()
-
-    assert "BN402" not in codes(nn.Sequential(Block(), nn.Linear(4, 2)), x, "train")
-    chain = nn.Sequential(Block().body, nn.ReLU(), nn.Linear(4, 2))
-    assert "BN402" in codes(chain, x, "train")
-
-
-def test_hidden_and_unused_layers(x):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.spare = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
-            self.hidden = {"a": [nn.BatchNorm1d(4)]}
-
-        def forward(self, x):
-            return self.used(x) * 2
-
-    assert {"BN108", "BN109"} <= codes(Net(), x, "train")
-    assert not {"BN108", "BN109"} & codes(nn.Sequential(nn.BatchNorm1d(4)), x, "train")
-
-
 def test_size_of_batches(net, x):
     net.train()
     assert "BN501" in codes(net, x, "train", batch_size=4)
@@ -336,12 +310,6 @@ def test_size_of_batches(net, x):
         assert [f.severity.label for f in found] == ([expected] if expected else [])
 
 
-def test_order_of_batches(net, x):
-    order = x[:, 0].argsort()
-    assert "BN503" in codes(net.train(), x[order], "train")
-    assert "BN503" not in codes(net, x, "train")
-
-
 def test_data_of_several_kinds(net, x):
     assert "BN506" in codes(net, x, serving=4 * x)
     assert "BN506" not in codes(net, x, serving=x.flip(0))
@@ -352,16 +320,6 @@ def test_data_of_several_kinds(net, x):
     assert "BN508" in codes(model, constant, "train")
     assert "BN509" in codes(model, x + 1e5, "train")
     assert not {"BN508", "BN509"} & codes(model, x, "train")
-
-
-def test_optimizer(net):
-    net.train()
-    plain = torch.optim.SGD(net.parameters(), lr=0.1)
-    assert not {"BN404", "BN405"} & codes(net, purpose="train", optimizer=plain)
-    decayed = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
-    assert "BN404" in codes(net, purpose="train", optimizer=decayed)
-    part = torch.optim.SGD(net[0].parameters(), lr=0.1)
-    assert "BN405" in codes(net, purpose="train", optimizer=part)
 
 
 def test_replicas(x):

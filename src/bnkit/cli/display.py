@@ -26,6 +26,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "twins": "twin networks on digits",
         "doctor": "faults, found and mended",
         "write": "page and figures",
+        "compile": "compiling",
     },
     "zh": {
         "load": "加载 torch",
@@ -34,6 +35,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "twins": "手写数字上的孪生网络",
         "doctor": "故障的诊断与修复",
         "write": "页面与图片",
+        "compile": "编译",
     },
 }
 

@@ -33,6 +33,7 @@ def doctor(
     weights: Path | None = None,
     pair: str | None = None,
     relation: Relation = "averaged",
+    member: tuple[str, ...] = (),
     format: Format = "text",
     output: Path | None = None,
     batches: Count = 16,
@@ -58,6 +59,7 @@ def doctor(
         weights: A checkpoint to load into the model.
         pair: A second subject to compare with.
         relation: What the second one is: averaged, rank or converted.
+        member: A network whose parameters were averaged into this one; give it for each of them.
         format: text, json, sarif, junit or html.
         output: File to write instead of the terminal.
         batches: Batches to look at.
@@ -90,6 +92,7 @@ def doctor(
             purpose,
             pair=None if pair is None else load_subject(pair),
             relation=relation,
+            members=[load_subject(one) for one in member] or None,
             batches=batches,
             batch_size=batch_size,
             selection=selection,

@@ -62,6 +62,13 @@ class Batch:
         rows = self._rows
         return 0 if rows is None else len(rows)
 
+    def first(self, rows: int) -> "Batch":
+        """The batch with its first rows alone."""
+        size = len(self)
+        if size <= rows:
+            return self
+        return self.replaced(lambda t: t[:rows] if t.ndim and len(t) == size else t)
+
     def replaced(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor of its inputs changed."""
 

@@ -34,7 +34,7 @@ def compare(subject: Any, other: Any, relation: Relation) -> Pair:
     if relation not in get_args(Relation):
         msg = f"relation: expected one of {', '.join(get_args(Relation))}, got {relation!r}."
         raise SpecError(msg)
-    one, two = _state(subject), _state(other)
+    one, two = state_of(subject), state_of(other)
     shared = {k for k in one if k in two and not k.endswith(_STATISTICS)}
     if not shared:
         msg = (
@@ -47,7 +47,18 @@ def compare(subject: Any, other: Any, relation: Relation) -> Pair:
     return Pair(relation, {short_name(r.name): r for r in records}, same)
 
 
-def _state(subject: Any) -> dict[str, Tensor]:
+def state_of(subject: Any) -> dict[str, Tensor]:
+    """The tensors of a subject by short name.
+
+    Args:
+        subject: A module, a program or a state_dict.
+
+    Returns:
+        Its state.
+
+    Raises:
+        InputError: Something else.
+    """
     if isinstance(subject, nn.Module):
         tensors: Mapping[str, Any] = subject.state_dict()
     elif isinstance(subject, ExportedProgram):

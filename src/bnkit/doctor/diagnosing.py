@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,16 +13,20 @@ from torch import nn
 
 from bnkit.core.errors import SpecError
 from bnkit.doctor.batches import Forward
-from bnkit.doctor.compare import compare
+from bnkit.doctor.compare import compare, state_of
 from bnkit.doctor.diagnosis import Diagnosis
 from bnkit.doctor.engine import examine
 from bnkit.doctor.evidence import Evidence, Relation
 from bnkit.doctor.finding import Purpose
 from bnkit.doctor.gather import Given, Subject, of_module, of_numbers, opened, probe_more
 from bnkit.doctor.journal import Journal
+from bnkit.doctor.mixture import Mixture, read_mixture
+from bnkit.doctor.naming import short_name
+from bnkit.doctor.parity import parity
 from bnkit.doctor.read_model import read_optimizer
 from bnkit.doctor.record import BatchNormRecord
 from bnkit.doctor.selection import Selection
+from bnkit.sources.batches import Batches
 
 _NO_DATA = "no batches given"
 _ABSENT = {
@@ -35,6 +39,8 @@ _ABSENT = {
     "domains": "no batches by domain given (domains=)",
     "optimizer": "no optimizer given",
     "pair": "no second subject given (pair=)",
+    "parity": "needs two modules and batches (pair=, relation='converted')",
+    "members": "the networks that were averaged are not given (members=)",
     "journal": "no training loop was watched (bnkit.watch)",
     "program": "not an exported program",
 }
@@ -51,6 +57,7 @@ def diagnose(
     optimizer: torch.optim.Optimizer | None = None,
     pair: Subject | None = None,
     relation: Relation = "averaged",
+    members: Sequence[Subject] | None = None,
     serving: Any = None,
     domains: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
@@ -76,6 +83,7 @@ def diagnose(
         pair: A second subject to compare with.
         relation: What `pair` is: the model whose weights were "averaged", another "rank" of the
             same training, or the source of what was "converted".
+        members: The networks whose parameters were averaged into this one.
         serving: Batches of inference, when they are other than `data`.
         domains: Batches of each domain, by name.
         journal: What `bnkit.watch` wrote down.
@@ -98,8 +106,10 @@ def diagnose(
     """
     _check_options(purpose, {"batches": batches, "batch_size": batch_size}, optimizer, domains)
     subject = opened(model)
+    if isinstance(data, Iterator):
+        data = list(Batches(data, most=batches))  # it is read more than once
+    given = Given(data, forward, batches, batch_size)
     if isinstance(subject, nn.Module):
-        given = Given(data, forward, batches, batch_size)
         evidence = of_module(subject, given, purpose)
         evidence = probe_more(evidence, subject, given, serving, domains)
         if optimizer is not None:
@@ -107,7 +117,9 @@ def diagnose(
     else:
         evidence = of_numbers(subject, purpose)
     if pair is not None:
-        evidence = replace(evidence, pair=compare(subject, opened(pair), relation))
+        evidence = _beside(evidence, subject, opened(pair), relation, given)
+    if members is not None:
+        evidence = replace(evidence, members=_mixture(subject, evidence, members))
     missing = {**_ABSENT, **evidence.missing}
     evidence = replace(evidence, journal=journal, missing=missing)
     return judge(evidence, name or _title(model), selection)
@@ -127,6 +139,17 @@ def _check_options(purpose: str, counts: dict[str, Any], optimizer: Any, domains
     if domains is not None and not isinstance(domains, Mapping):
         msg = f"domains: expected batches by name in a dict, got {type(domains).__name__}."
         raise SpecError(msg)
+
+
+def _beside(
+    evidence: Evidence, subject: Any, other: Any, relation: Relation, given: Given
+) -> Evidence:
+    evidence = replace(evidence, pair=compare(subject, other, relation))
+    modules = isinstance(subject, nn.Module) and isinstance(other, nn.Module)
+    if not modules or given.data is None or relation != "converted":
+        return evidence
+    batch = given.read(subject)[0]
+    return replace(evidence, parity=parity(subject, other, batch))
 
 
 def judge(evidence: Evidence, title: str, selection: Selection | None = None) -> Diagnosis:
@@ -155,6 +178,11 @@ def judge(evidence: Evidence, title: str, selection: Selection | None = None) ->
         environment=_environment(),
         subject_hash=_hash(evidence.records),
     )
+
+
+def _mixture(subject: Any, evidence: Evidence, members: Sequence[Subject]) -> Mixture:
+    names = {short_name(r.name): r.name for r in evidence.with_statistics}
+    return read_mixture(state_of(subject), names, [state_of(opened(m)) for m in members])
 
 
 def _title(model: Any) -> str:

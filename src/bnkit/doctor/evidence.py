@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bnkit.doctor.journal import Journal
     from bnkit.doctor.loader import LoaderFacts
     from bnkit.doctor.measured import Probe
+    from bnkit.doctor.mixture import Mixture
     from bnkit.doctor.program import Program
 
 Relation = Literal["averaged", "rank", "converted"]
@@ -29,13 +30,11 @@ class Pair:
             same training, or the source of a conversion.
         records: Its batch norms by name.
         same_weights: Whether all other parameters agree.
-        outputs_differ: Relative difference of the results at each batch norm, in order.
     """
 
     relation: Relation
     records: Mapping[str, BatchNormRecord]
     same_weights: bool
-    outputs_differ: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,9 @@ class Evidence:
         domains: The probe on the data of each domain.
         optimizer: Which parameters it updates, and how.
         pair: Another subject to compare with.
+        parity: Relative difference between the results of each batch norm and those of the source
+            of a conversion, in order.
+        members: The networks whose average this one is.
         journal: What happened in a watched training loop.
         program: Operators of an exported program.
     """
@@ -71,6 +73,8 @@ class Evidence:
     domains: "Mapping[str, Probe] | None" = None
     optimizer: OptimizerFacts | None = None
     pair: Pair | None = None
+    parity: Mapping[str, float] | None = None
+    members: "Mixture | None" = None
     journal: "Journal | None" = None
     program: "Program | None" = None
 

@@ -1,7 +1,7 @@
 """Facts of a whole module and of an optimizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,9 @@ class ModelFacts:
         averaged: The model is a `torch.optim.swa_utils.AveragedModel`.
         averaged_steps: Its count of averaged models.
         quantization_aware: Names of batch norms inside modules of quantization-aware training.
+        observing: Whether an observer of that training still adapts; None without any.
+        per_sample_gradients: It is wrapped for gradients of each sample (DP-SGD), as by opacus.
+        border_errors: Largest error of folding a batch norm into the convolution behind it.
     """
 
     training: bool
@@ -33,6 +36,9 @@ class ModelFacts:
     averaged: bool = False
     averaged_steps: int = 0
     quantization_aware: tuple[str, ...] = ()
+    observing: bool | None = None
+    per_sample_gradients: bool = False
+    border_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,11 @@ class OptimizerFacts:
     Attributes:
         decayed: Weight decay of the group that holds a layer's weight or bias, where not 0.
         absent: Layers with trainable parameters that are in no group.
+        weight_decay: Weight decay of the weight of every module, by name of the module.
+        private: It adds noise to the gradient of each sample (DP-SGD), as opacus' does.
     """
 
     decayed: Mapping[str, float]
     absent: tuple[str, ...]
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    private: bool = False

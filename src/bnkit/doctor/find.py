@@ -149,7 +149,7 @@ def _read(model: nn.Module, name: str, layer: Any) -> BatchNormRecord:
         tracks=not fixed and bool(getattr(layer, "track_running_stats", mean is not None)),
         fixed=fixed,
         trainable=any(p.requires_grad for p in parameters) if parameters else None,
-        channel_axis=axis if isinstance(axis, int) else 1,
+        channel_axis=axis if isinstance(axis, int | tuple) else 1,
         built_at=built_at(model, name),
     )
 

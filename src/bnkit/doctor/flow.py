@@ -116,6 +116,15 @@ class Flow:
         """Calls of batch norms, in order."""
         return [n for n in self.nodes if n.kind == "batch_norm"]
 
+    @property
+    def squashed(self) -> frozenset[str]:
+        """Batch norms whose result goes straight into a sigmoid or tanh."""
+        return frozenset(
+            n.layer
+            for n in self.batch_norms()
+            if any(g.kind == "gate" and "softmax" not in g.op.lower() for g in self.after(n))
+        )
+
     def before(self, node: Node, skip: Iterable[Kind] = ("view",)) -> Node | None:
         """The operation that feeds `node`, looking through those of kind `skip`."""
         passed = set(skip)

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from bnkit.core.errors import BatchNormError, InputError
 from bnkit.doctor.aside import set_aside
 from bnkit.doctor.batches import Batch, Forward, read_batches
 from bnkit.doctor.behaviour import Behaviour, observe
+from bnkit.doctor.borders import border_errors
 from bnkit.doctor.checkpoint import read_records
 from bnkit.doctor.evidence import Evidence
+from bnkit.doctor.facts import ModelFacts
 from bnkit.doctor.find import lazy_batch_norms, read_module
 from bnkit.doctor.finding import Purpose
 from bnkit.doctor.flow import Flow
@@ -143,14 +145,16 @@ def of_module(model: nn.Module, given: Given, purpose: Purpose) -> Evidence:
         facts = read_facts(model, copy, records)
         if given.data is None:
             flow = _symbolic(copy, missing)
+            facts = _with_borders(facts, copy, flow)
             return Evidence(purpose, _with_producers(records, flow, model), missing, facts, flow)
         batches = given.read(model)
         first = _smaller(batches[0])
         flow = _run(copy, first, batches[0])
+        facts = _with_borders(facts, copy, flow)
         facts = replace(
             facts, built_in_forward=built_in_forward(lambda: _any_rows(copy, first, batches[0]))
         )
-        measured = _measured(copy, records, batches) if records else None
+        measured = _measured(copy, records, batches, flow) if records else None
         if not records:
             missing["probe"] = "no batch norm module to measure"
         behaviour = _observed(copy, batches[0])
@@ -187,14 +191,24 @@ def probe_more(
     with set_aside(model) as copy:
         for name, data in {**(domains or {}), "": serving}.items():
             if data is not None:
-                measured[name] = _measured(copy, evidence.records, given.read(model, data))
+                measured[name] = _measured(copy, evidence.records, given.read(model, data), None)
     used = measured.pop("", None)
     return replace(evidence, serving=used, domains=measured or None)
 
 
-def _measured(copy: nn.Module, records: tuple[BatchNormRecord, ...], batches: list[Batch]) -> Probe:
+def _with_borders(facts: ModelFacts, copy: nn.Module, flow: Flow | None) -> ModelFacts:
+    return facts if flow is None else replace(facts, border_errors=border_errors(copy, flow))
+
+
+def _measured(
+    copy: nn.Module,
+    records: tuple[BatchNormRecord, ...],
+    batches: list[Batch],
+    flow: Flow | None,
+) -> Probe:
+    squashed = frozenset() if flow is None else flow.squashed
     try:
-        return probe(copy, records, batches)
+        return probe(copy, records, batches, squashed)
     except BatchNormError:
         raise
     except Exception as error:
@@ -243,14 +257,7 @@ def _failed(model: nn.Module, error: Exception) -> str:
 
 def _smaller(batch: Batch) -> Batch:
     """The first rows: enough to see the structure, and little to keep in memory."""
-    size = len(batch)
-    if size <= _TRACED_ROWS:
-        return batch
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:_TRACED_ROWS] if tensor.ndim and len(tensor) == size else tensor
-
-    return batch.replaced(cut)
+    return batch.first(_TRACED_ROWS)
 
 
 def _with_producers(

@@ -22,6 +22,12 @@ class Journal:
             earlier one.
         poisoned: Layers whose running statistics became NaN or infinite, with the step.
         fewest_values: Fewest values per channel in a training call, by name.
+        differentiated_twice: Backward passes in train mode whose gradients were to be
+            differentiated again (`create_graph=True`), by name.
+        exchanged: Largest relative change of a parameter between the last update of statistics or
+            optimizer step and a forward pass in eval mode; 0 when there was none.
+        growth: Norm of each weight of two or more axes, now over at the beginning, by name of
+            the module.
     """
 
     steps: int = 0
@@ -35,3 +41,6 @@ class Journal:
     eval_steps: tuple[str, ...] = ()
     poisoned: Mapping[str, int] = field(default_factory=dict)
     fewest_values: Mapping[str, int] = field(default_factory=dict)
+    differentiated_twice: Mapping[str, int] = field(default_factory=dict)
+    exchanged: float = 0.0
+    growth: Mapping[str, float] = field(default_factory=dict)

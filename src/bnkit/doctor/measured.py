@@ -60,7 +60,12 @@ class LayerProbe:
         constant: Largest share of channels with a batch variance below eps.
         offset: Largest |mean| / standard deviation of a channel.
         dtype: Of the input.
-        shapes: Different shapes of the input.
+        shapes: Different shapes of the input, channels at axis 1.
+        fewest_calls: Calls in the forward pass that has the fewest, not counting those without.
+        tails: Share of positions in a bitwise constant tail of their sequence, by batch; empty
+            for what is no sequence, or is masked.
+        far: Largest share of results beyond 4 in a call, where the result goes into a sigmoid
+            or tanh.
     """
 
     name: str
@@ -78,6 +83,9 @@ class LayerProbe:
     offset: float
     dtype: str
     shapes: tuple[tuple[int, ...], ...]
+    fewest_calls: int = 1
+    tails: tuple[float, ...] = ()
+    far: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -113,6 +121,7 @@ class Probe:
         dropout_ratio: Variance with dropout on over off, by layer; empty without dropout.
         input_mean: Mean of the first input.
         input_sd: Its standard deviation.
+        lengths: Sizes of the inputs on axes that may be time.
     """
 
     layers: Mapping[str, LayerProbe]
@@ -124,6 +133,7 @@ class Probe:
     dropout_ratio: Mapping[str, float] = field(default_factory=dict)
     input_mean: float | None = None
     input_sd: float | None = None
+    lengths: frozenset[int] = frozenset()
 
     @property
     def in_order(self) -> list[LayerProbe]:

@@ -1,6 +1,6 @@
 """The probe: what flows into each batch norm, beside what it has stored, and what that costs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf, log2
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._pytree import tree_leaves
 
 from bnkit.core import Moments
 from bnkit.doctor.batches import Batch, logits
@@ -19,7 +20,12 @@ from bnkit.doctor.record import BatchNormRecord
 _DROPOUT_BATCHES = 4
 
 
-def probe(model: nn.Module, records: tuple[BatchNormRecord, ...], batches: list[Batch]) -> Probe:
+def probe(
+    model: nn.Module,
+    records: tuple[BatchNormRecord, ...],
+    batches: list[Batch],
+    squashed: frozenset[str] = frozenset(),
+) -> Probe:
     """Run batches through a copy: with batch statistics, then in eval mode.
 
     With batch propagation a layer is judged by its own statistics alone; with running statistics
@@ -31,11 +37,12 @@ def probe(model: nn.Module, records: tuple[BatchNormRecord, ...], batches: list[
         model: A copy in eval mode, which may be run; its buffers come out as they went in.
         records: What was read of its batch norms.
         batches: At least one.
+        squashed: Layers whose results go into a sigmoid or tanh.
 
     Returns:
         The measurements.
     """
-    listener = Listener(model)
+    listener = Listener(model, squashed)
     with_batch_statistics, as_it_is = [], []
     with listener.propagating():
         for batch in batches:
@@ -58,11 +65,12 @@ def probe(model: nn.Module, records: tuple[BatchNormRecord, ...], batches: list[
         dropout_ratio=_dropout_ratio(model, batches, listener.heard),
         input_mean=_over(batches, torch.mean),
         input_sd=_over(batches, torch.std),
+        lengths=frozenset(n for batch in batches for n in _lengths(batch)),
     )
 
 
 def _judged(record: BatchNormRecord, heard: Heard) -> LayerProbe:
-    whole = heard.whole
+    whole = heard.pooled
     mean, var = _rows(whole)
     eps = 1e-5 if record.eps is None else record.eps
     calls = [_rows(m) for m in heard.by_call]
@@ -89,13 +97,26 @@ def _judged(record: BatchNormRecord, heard: Heard) -> LayerProbe:
         offset=heard.offset,
         dtype=heard.dtype,
         shapes=tuple(dict.fromkeys(heard.shapes)),
+        fewest_calls=min(filter(None, heard.calls), default=0),
+        tails=tuple(heard.tails),
+        far=max(heard.far, default=None),
     )
+
+
+def _lengths(batch: Batch) -> Iterator[int]:
+    """Sizes that may be a number of steps: of (n, t, c), of (t, n, c), of (n, t) where tokens."""
+    given = batch.raw if batch.forward is not None else (batch.args, dict(batch.kwargs))
+    for one in tree_leaves(given):
+        if isinstance(one, Tensor) and one.ndim == 3:
+            yield from one.shape[1:] if len(one) == len(batch) else one.shape[:2]
+        elif isinstance(one, Tensor) and one.ndim == 2 and not one.is_floating_point():
+            yield one.shape[1]
 
 
 def _rows(m: Moments | None) -> tuple[np.ndarray, np.ndarray]:
     if m is None:
         return np.zeros(0), np.zeros(0)
-    return m.mean.numpy(), m.var().numpy()
+    return m.mean, m.var()
 
 
 def _typical(numbers: list[int]) -> int:
@@ -146,7 +167,7 @@ def _dropout_ratio(
             module.training = False
     found = {}
     for name in heard:
-        on, off = (_rows(listeners[w].heard[name].whole)[1] for w in (True, False))
+        on, off = (_rows(listeners[w].heard[name].pooled)[1] for w in (True, False))
         real = off > 1e-12
         if real.any():
             found[name] = float(np.median(on[real] / off[real]))

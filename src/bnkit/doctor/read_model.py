@@ -13,6 +13,7 @@ from bnkit.doctor.find import batch_norms, hidden_batch_norms
 from bnkit.doctor.record import BatchNormRecord
 
 _PARALLEL = ("DistributedDataParallel", "DataParallel")
+_PRIVATE = ("opacus.",)
 _QAT = ("torch.ao.nn.intrinsic.qat", "torch.nn.intrinsic.qat")
 
 
@@ -38,10 +39,12 @@ def read_facts(
         hidden=hidden_batch_norms(model),
         frozen_parts=_frozen_parts(model),
         parallel=None if wrapper is None else type(wrapper).__name__,
-        broadcasts=getattr(wrapper, "broadcast_buffers", None),
+        broadcasts=_broadcasts(wrapper),
         averaged=averaged,
         averaged_steps=int(getattr(model, "n_averaged", 0)) if averaged else 0,
         quantization_aware=_quantization_aware(model),
+        observing=_observing(model),
+        per_sample_gradients=type(model).__module__.startswith(_PRIVATE),
     )
 
 
@@ -95,7 +98,21 @@ def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Optimi
         most = max((decay.get(id(p), 0.0) for p in trainable), default=0.0)
         if most > 0:
             decayed[name] = most
-    return OptimizerFacts(decayed=decayed, absent=tuple(absent))
+    weights = {n: m._parameters.get("weight") for n, m in model.named_modules()}
+    return OptimizerFacts(
+        decayed=decayed,
+        absent=tuple(absent),
+        weight_decay={n: decay[id(w)] for n, w in weights.items() if id(w) in decay},
+        private=type(optimizer).__module__.startswith(_PRIVATE),
+    )
+
+
+def _broadcasts(wrapper: Any) -> bool | None:
+    # torch 2.13 calls it forward_sync_buffers, and warns of the old name
+    old = "broadcast_buffers"
+    return getattr(
+        wrapper, "forward_sync_buffers", None if wrapper is None else vars(wrapper).get(old)
+    )
 
 
 def _trained(records: tuple[BatchNormRecord, ...]) -> bool | None:
@@ -143,3 +160,9 @@ def _quantization_aware(model: nn.Module) -> tuple[str, ...]:
     parents = [n for n, m in model.named_modules() if type(m).__module__.startswith(_QAT)]
     layers = batch_norms(model)
     return tuple(n for n in layers if any(n.startswith(f"{p}.") for p in parents))
+
+
+def _observing(model: nn.Module) -> bool | None:
+    switches: list[Any] = [getattr(m, "observer_enabled", None) for m in model.modules()]
+    known = [bool(switch.any()) for switch in switches if isinstance(switch, torch.Tensor)]
+    return any(known) if known else None

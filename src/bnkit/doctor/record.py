@@ -33,7 +33,7 @@ class BatchNormRecord:
         trainable: Whether weight or bias require gradients.
         producer_trainable: Whether the parameters of the layer before it do.
         producer: Name of the layer before it, where it is known.
-        channel_axis: Axis of the channels in the input.
+        channel_axis: Axis of the channels in the input, or several.
         built_at: File and line of the class that builds the layer.
     """
 
@@ -55,7 +55,7 @@ class BatchNormRecord:
     trainable: bool | None = None
     producer_trainable: bool | None = None
     producer: str | None = None
-    channel_axis: int = 1
+    channel_axis: int | tuple[int, ...] = 1
     built_at: tuple[str, int] | None = None
 
     @property

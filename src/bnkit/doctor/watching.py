@@ -12,7 +12,9 @@ from bnkit.doctor.diagnosing import diagnose
 from bnkit.doctor.diagnosis import Diagnosis
 from bnkit.doctor.find import batch_norms
 from bnkit.doctor.finding import Purpose
+from bnkit.doctor.growth import Growth
 from bnkit.doctor.journal import Journal
+from bnkit.doctor.swaps import Swaps
 
 
 class Watch:
@@ -36,6 +38,13 @@ class Watch:
         self._eval_steps: set[str] = set()
         self._poisoned: dict[str, int] = {}
         self._fewest: dict[str, int] = {}
+        self._twice: Counter[str] = Counter()
+        self._growth = Growth(model)
+        tracking = (n for n, layer in self._layers.items() if _tracks(layer))
+        self._witness = next(tracking, None)
+        self._swaps = None
+        if self._witness is not None:
+            self._swaps = Swaps(model, self._layers[self._witness])
 
     @property
     def journal(self) -> Journal:
@@ -52,6 +61,9 @@ class Watch:
             eval_steps=tuple(n for n in self._layers if n in self._eval_steps),
             poisoned=dict(self._poisoned),
             fewest_values=dict(self._fewest),
+            differentiated_twice=dict(self._twice),
+            exchanged=0.0 if self._swaps is None else self._swaps.largest,
+            growth=self._growth.so_far(),
         )
 
     def diagnose(self, data: Any = None, purpose: Purpose = "train", **options: Any) -> Diagnosis:
@@ -75,6 +87,8 @@ class Watch:
         )
 
     def _heard(self, name: str, layer: Any, args: tuple[Any, ...]) -> None:
+        if not layer.training and name == self._witness and self._swaps is not None:
+            self._swaps.evaluated()
         if not layer.training or not getattr(layer, "track_running_stats", False):
             return
         self._updates[name] += 1
@@ -92,7 +106,11 @@ class Watch:
             values = x.numel() // x.shape[1]
             self._fewest[name] = min(self._fewest.get(name, values), values)
 
-    def _left(self, name: str, layer: Any) -> None:
+    def _left(self, name: str, layer: Any, result: Any) -> None:
+        if layer.training and isinstance(result, Tensor) and result.requires_grad:
+            result.register_hook(lambda _: self._differentiated(name))
+        if layer.training and name == self._witness and self._swaps is not None:
+            self._swaps.gathered()
         mean = layer.running_mean
         if name in self._poisoned or mean is None or not layer.training:
             return
@@ -100,8 +118,14 @@ class Watch:
         if not bool(finite):
             self._poisoned[name] = self._steps
 
+    def _differentiated(self, name: str) -> None:
+        # autograd enables gradients in a backward pass only for create_graph=True
+        self._twice[name] += torch.is_grad_enabled()
+
     def _stepped(self) -> None:
         self._steps += 1
+        if self._swaps is not None:
+            self._swaps.gathered()
         for name, count in self._since.items():
             self._per_step[name] = max(self._per_step.get(name, 0), count)
         for name, count in self._with_grad.items():
@@ -150,8 +174,12 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Watch]
 def _hooks(seen: Watch, name: str, layer: nn.Module) -> list[Any]:
     return [
         layer.register_forward_pre_hook(lambda module, args: seen._heard(name, module, args)),
-        layer.register_forward_hook(lambda module, *_: seen._left(name, module)),
+        layer.register_forward_hook(lambda module, _, result: seen._left(name, module, result)),
     ]
+
+
+def _tracks(layer: Any) -> bool:
+    return getattr(layer, "running_mean", None) is not None
 
 
 def _count(layer: Any) -> int | None:

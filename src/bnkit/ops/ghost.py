@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnkit.core import Moments, corrected, moments, upcast
 from bnkit.ops import grouped
+from bnkit.ops.kernels import reference
 from bnkit.ops.known import Correction, batch_norm_known
 from bnkit.ops.normalize import batch_norm_train
 from bnkit.ops.plain import is_plain
@@ -31,9 +32,9 @@ def batch_moments(x: Tensor) -> Moments:
     """
     x = x.detach()
     if not is_plain((x,)):
-        return moments(upcast(xp, x), (0, *range(2, x.ndim)), xp=xp)
+        return moments(upcast(xp, x), reference.axes(x), xp=xp)
     mean, m2 = choose(x).moments(x)
-    return Moments(x.numel() // max(x.shape[1], 1), mean, m2)
+    return Moments(reference.count(x), mean, m2)
 
 
 def ghost_moments(x: Tensor, slices: Slices) -> list[Moments]:

@@ -22,7 +22,7 @@ Auxiliary heads and conditional branches.
     ...         self.used, self.spare = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     ...     def forward(self, x):
     ...         return self.used(x).relu()
-    >>> every = Selection(level=Severity.INFO)
+    >>> every = Selection(level=Severity.INFO, select=("BN108",))
     >>> found = bnkit.diagnose(Net(), torch.randn(64, 3), "train", selection=every)
     >>> [(f.code, f.layers) for f in found.findings]
     [('BN108', ('spare',))]

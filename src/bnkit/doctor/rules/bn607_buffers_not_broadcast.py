@@ -2,7 +2,8 @@
 
 ## What it does
 
-Finds `DistributedDataParallel(broadcast_buffers=False)` around plain batch norms.
+Finds `DistributedDataParallel(forward_sync_buffers=False)`, which before torch 2.13 was called
+`broadcast_buffers`, around plain batch norms.
 
 ## Why is this bad?
 
@@ -14,13 +15,20 @@ The buffers are averaged before evaluation: suppress with that reason.
 
 ## Example
 
-    >>> from bnkit.doctor import all_rules
-    >>> all_rules()["BN607"].purposes
-    ('train', 'finetune')
+    >>> import torch, bnkit
+    >>> from torch import distributed, nn
+    >>> distributed.init_process_group(
+    ...     "gloo", store=distributed.HashStore(), rank=0, world_size=1
+    ... )
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    >>> parallel = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+    >>> [f.code for f in bnkit.diagnose(parallel, purpose="train").findings]
+    ['BN607']
+    >>> distributed.destroy_process_group()
 
 ## Use instead
 
-`broadcast_buffers=True`, or SyncBatchNorm.
+`forward_sync_buffers=True`, or SyncBatchNorm.
 
 ## Fix safety
 
@@ -53,6 +61,6 @@ def check(evidence: Evidence) -> Iterator[Found]:
     if names:
         yield Found(
             layers=names,
-            message="broadcast_buffers=False: every rank keeps running statistics of its own.",
-            fix=manual("broadcast_buffers=True, SyncBatchNorm, or average before saving"),
+            message="buffers are not synchronized: every rank keeps running statistics of its own.",
+            fix=manual("forward_sync_buffers=True, SyncBatchNorm, or average before saving"),
         )

@@ -44,7 +44,12 @@ from bnkit.doctor.remedies import manual
 from bnkit.doctor.rule import rule
 
 
-@rule("BN709", "converter-changed-hyperparameters", needs=("records", "pair"), explains=("BN207",))
+@rule(
+    "BN709",
+    "converter-changed-hyperparameters",
+    needs=("records", "pair"),
+    explains=("BN207", "BN710"),
+)
 def check(evidence: Evidence) -> Iterator[Found]:
     """Layers with another eps than their source's."""
     pair = evidence.pair

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from bnkit.ops.kernels.compiled import compiled, specialized
-from bnkit.ops.kernels.rows import rows_backward, rows_forward, rows_moments, rows_sums
+from bnkit.ops.kernels.row_moments import rows_moments
+from bnkit.ops.kernels.row_sums import rows_sums
+from bnkit.ops.kernels.rows import rows_backward, rows_forward
 
 # what these names mean is set anew for each variant of a loop: `specialized`
 loop: Any = None
@@ -31,6 +33,16 @@ def fold_of(c: int) -> int:
         step, rest = rest, step % rest
     step = _VECTOR // step
     return step * ((_WIDTH + c * step - 1) // (c * step))
+
+
+@compiled
+def _folded(rows: Any, c: int, rest: int) -> Any:
+    """First value, number and width of the rows that are read several as one, or of the rest."""
+    fold = fold_of(c)
+    whole = (rows[1] - rows[0]) // fold
+    if rest:
+        return (rows[0] + whole * fold) * c, rows[1] - rows[0] - whole * fold, c
+    return rows[0] * c, whole, c * fold
 
 
 @compiled
@@ -111,16 +123,13 @@ def channel_moments(x: Any, c: int, like: Any, found: Any) -> None:
         found: Shape (2, c), float64; written.
     """
     fold = fold_of(c)
-    rows = x.size // c
-    whole = rows // fold
     center, sums = room(1, c * fold, like).ravel(), room(2, c * fold, found).ravel()
     partial = np.empty((fold + 1, 2, c))
     counts = np.empty(fold + 1)
     wide = found if fold == 1 else np.empty((2, c * fold))
     for rest in range(1 if fold == 1 else 2):
-        width = c if rest else c * fold
-        count = rows - whole * fold if rest else whole
-        rows_moments(x[rest * whole * fold * c :], count, wide[:, :width], center, sums)
+        at, count, width = _folded((0, x.size // c), c, rest)
+        rows_moments(x[at:], count, wide[:, :width], center, sums)
         for j in range(width // c if fold > 1 else 0):
             group = fold if rest else j
             counts[group] = count
@@ -142,12 +151,8 @@ def add_columns(wide: Any, found: Any) -> None:
 def _channels_forward(
     x: Any, added: Any, y: Any, rows: Any, c: int, affine: Any, slope: Any
 ) -> None:
-    fold = fold_of(c)
-    whole = (rows[1] - rows[0]) // fold
     for rest in range(2):
-        at = (rows[0] + rest * whole * fold) * c
-        count = rows[1] - rows[0] - whole * fold if rest else whole
-        width = c if rest else c * fold
+        at, count, width = _folded(rows, c, rest)
         table = tiled(affine, c, width // c)
         loop(x[at:], added[at:], y[at:], count, width, table, slope)
 
@@ -172,17 +177,15 @@ def _channels_sums(
 ) -> None:
     c = found.shape[1]
     fold = fold_of(c)
-    whole = (rows[1] - rows[0]) // fold
     wide = np.empty((2, c * fold))
     sums = room(2, c * fold, found)
     for i in range(2):
         for k in range(c):
             found[i, k] = 0.0
     for rest in range(2):
-        at = (rows[0] + rest * whole * fold) * c
-        count = rows[1] - rows[0] - whole * fold if rest else whole
-        part = wide[:, : c if rest else c * fold]
-        table = tiled(affine, c, part.shape[1] // c)
+        at, count, width = _folded(rows, c, rest)
+        part = wide[:, :width]
+        table = tiled(affine, c, width // c)
         loop(grad[at:], x[at:], added[at:], count, table, part, sums, slope)
         add_columns(part, found)
 
@@ -206,12 +209,8 @@ def channels_sums(act: str, residual: bool) -> Any:  # noqa: FBT001
 def _channels_backward(
     grad: Any, x: Any, added: Any, outputs: Any, rows: Any, c: int, affine: Any, slope: Any
 ) -> None:
-    fold = fold_of(c)
-    whole = (rows[1] - rows[0]) // fold
     for rest in range(2):
-        at = (rows[0] + rest * whole * fold) * c
-        count = rows[1] - rows[0] - whole * fold if rest else whole
-        width = c if rest else c * fold
+        at, count, width = _folded(rows, c, rest)
         table = tiled(affine, c, width // c)
         written = outputs[0][at:], outputs[1][at:]
         loop(grad[at:], x[at:], added[at:], written, count, width, table, slope)

@@ -73,11 +73,10 @@ def backward(
         grad_y, x, grad_x, *given, found, by_parameters
     )
     one = found.element_size() * x.shape[1]
-    frozen = False
     for step, number, shape, (parts, partial) in _groups(x, bounds):
         statistics = means + number, means + number + one
         places = at + step, start + step, 0, into + step, 0, weight, bias, *statistics
-        numbers = *shape, frozen, affine.eps, affine.act.slope
+        numbers = *shape, affine.eps, affine.act.slope
         region_of = regions.BACKWARD.pack(*places, sums + number, partial, *numbers)
         openmp.run(region, parts, region_of)
     by_weight, by_bias = by_parameters.sum(0)

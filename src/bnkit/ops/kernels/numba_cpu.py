@@ -140,8 +140,7 @@ def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor
     places = addresses(
         grad_y, x, affine.residual, grad_x, grad_residual, *given, by_parameters, partial
     )
-    frozen = False
-    numbers = *memory.shape, memory.rows, frozen, affine.eps, affine.act.slope
+    numbers = *memory.shape, memory.rows, affine.eps, affine.act.slope
     region = regions.backward_region(*variant_of(x, affine))
     openmp.run(region, parts, regions.BACKWARD.pack(*places, *numbers))
     return Backward(grad_x, by_parameters[0], by_parameters[1], grad_residual)

@@ -13,6 +13,7 @@ microsecond, where handing over arrays costs ten.
 import ctypes
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -47,33 +48,26 @@ _library = _runtime()
 _usable = _library is not None
 
 
-@numba.cfunc(types.int32(), cache=False)
-def _zero() -> int:
-    return 0
+# what stands in for functions that no runtime offers; the addresses are only good while they live
+_instead: list[Any] = []
 
 
-@numba.cfunc(types.int32(), cache=False)
-def _one() -> int:
-    return 1
-
-
-@numba.cfunc(types.void(), cache=False)
-def _nothing() -> None:
-    return
-
-
-def _external(name: str, instead: Any, result: Any) -> Any:
-    """A function of the OpenMP runtime as compiled code calls it."""
+def _external(name: str, alone: Callable, result: Any) -> Any:
+    """A function of the OpenMP runtime as compiled code calls it, or what one thread would get."""
     symbol = f"bnkit_{name}"
     function = getattr(_library, name, None)
-    address = ctypes.cast(function, ctypes.c_void_p).value if function else instead.address
+    if function is None:
+        _instead.append(numba.cfunc(result())(alone))
+        address = _instead[-1].address
+    else:
+        address = ctypes.cast(function, ctypes.c_void_p).value
     binding.add_symbol(symbol, address or 0)
     return types.ExternalFunction(symbol, result())
 
 
-thread_number: Any = _external("omp_get_thread_num", _zero, types.int32)
-team_size: Any = _external("omp_get_num_threads", _one, types.int32)
-wait_for_all: Any = _external("GOMP_barrier", _nothing, types.void)
+thread_number: Any = _external("omp_get_thread_num", lambda: 0, types.int32)
+team_size: Any = _external("omp_get_num_threads", lambda: 1, types.int32)
+wait_for_all: Any = _external("GOMP_barrier", lambda: None, types.void)
 
 _parallel: Any = None
 if _library is not None:

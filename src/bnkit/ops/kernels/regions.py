@@ -53,9 +53,9 @@ TRAIN = layout(16, 3)
 counters of batches and of those left out, skip; eps, slope, weight of the batch."""
 EVALUATE = layout(11, 2)
 """x, added, y, weight, bias, mean, var; n, c, s, by rows; eps, slope."""
-BACKWARD = layout(16, 2)
+BACKWARD = layout(15, 2)
 """grad, x, added, grad_x, grad_added, weight, bias, mean, m2, by_weight_and_bias, partial;
-n, c, s, by rows, frozen; eps, slope."""
+n, c, s, by rows; eps, slope."""
 
 
 @compiled
@@ -209,13 +209,10 @@ def evaluate_region(stored: Any, dtype: Any, act: str, residual: bool) -> Region
 
 @compiled
 def _lines(channels: Any, values: int, found: Any, invstd: Any, affine: Any) -> None:
-    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat.
-
-    With statistics that are constants (`values` 0) both rows are zero.
-    """
+    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat."""
     for ch in range(channels[0], channels[1]):
         found[0, ch] *= invstd[ch]
-        share = affine[1, ch] / values if values else 0.0
+        share = affine[1, ch] / values
         affine[3, ch] = -share * invstd[ch] * found[0, ch]
         affine[4, ch] = -share * found[1, ch]
 
@@ -232,15 +229,14 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
     mean = carray(pointer(a[7]), c, dtype)
     m2 = carray(pointer(a[8]), c, dtype)
     by_parameters = carray(pointer(a[9]), (2, c), dtype)
-    numbers = a[16:18].view(np.float64)
+    numbers = a[15:17].view(np.float64)
     eps, slope = numbers[0], dtype(numbers[1])
     m = n * s
-    values = 1 if a[15] else m
     affine = room(5, c, np.empty(0, dtype))
     invstd = np.empty(c, np.float64)
     for ch in range(c):
-        invstd[ch] = 1.0 / math.sqrt(m2[ch] / values + eps)
-    scale_and_shift((0, c), values, eps, (weight, bias, mean, m2), affine)
+        invstd[ch] = 1.0 / math.sqrt(m2[ch] / m + eps)
+    scale_and_shift((0, c), m, eps, (weight, bias, mean, m2), affine)
     if a[14]:
         mine = _share(m, part, parts)
         partial = _parts_of(a[10], parts, c)
@@ -249,7 +245,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
         found = np.zeros((2, c), np.float64)
         for i in range(parts):
             add_columns(partial[i], found)
-        _lines((0, c), 0 if a[15] else m, found, invstd, affine)
+        _lines((0, c), m, found, invstd, affine)
         if part == 0:
             copy(found, 0, by_parameters)
         rows(grad, x, added, (grad_x, grad_added), mine, c, affine, slope)
@@ -260,7 +256,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
     for start in range(begin, end, block):
         channels = (start, min(start + block, end))
         plane_sums(grad, x, added, (n, c, s), channels, affine, found, slope)
-        _lines(channels, 0 if a[15] else m, found, invstd, affine)
+        _lines(channels, m, found, invstd, affine)
         planes(grad, x, added, (grad_x, grad_added), (n, c, s), channels, affine, slope)
         for ch in range(channels[0], channels[1]):
             by_parameters[0, ch] = found[0, ch]
