@@ -34,7 +34,8 @@ def certify(
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
     from bnkit.bench.certify import HEADS, run_certify
-    from bnkit.bench.files import check_writable, write_document
+    from bnkit.bench.files import write_document
+    from bnkit.core.files import check_writable
 
     if json is not None:
         check_writable(json)
