@@ -36,7 +36,9 @@ class Stored:
 
     def state(self):
         """The tensors that the framework stored, by its names."""
-        with np.load(self.path.parents[len(self.path.relative_to(DATA).parts) - 2] / "io.npz") as io:
+        with np.load(
+            self.path.parents[len(self.path.relative_to(DATA).parts) - 2] / "io.npz"
+        ) as io:
             return {key[6:]: io[key] for key in io.files if key.startswith("state/")}
 
 
