@@ -47,17 +47,17 @@ def stored_files():
     found = []
     for path in sorted(DATA.glob("*/case.json")):
         case = json.loads(path.read_text(encoding="utf-8"))
-        for file in case["files"]:
-            if file["format"] not in _BESIDE and "shard" not in file["role"]:
-                found.append(
-                    Stored(
-                        case["case"],
-                        path.parent / file["path"],
-                        file["format"],
-                        file.get("names", {}),
-                        case,
-                    )
-                )
+        found.extend(
+            Stored(
+                case["case"],
+                path.parent / file["path"],
+                file["format"],
+                file.get("names", {}),
+                case,
+            )
+            for file in case["files"]
+            if file["format"] not in _BESIDE and "shard" not in file["role"]
+        )
     return found
 
 

@@ -54,7 +54,7 @@ def children(source: Mapped, found: list[Header], place: str) -> Iterator[tuple[
             if cursor.number(8) != UNDEFINED:
                 raise source.error(
                     place,
-                    "a group as Keras with h5py below 3.15 writes it",
+                    "a group as h5py writes it by default",
                     "one in the newer layout of many links (open it with h5py and write it "
                     "again with libver='earliest')",
                 )
