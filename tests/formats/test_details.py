@@ -196,3 +196,9 @@ def test_many_small_tensors_are_listed_without_being_read(tmp_path):
     write.write_bundle(tmp_path / "m", {f"{n:05}": np.full(3, n, np.int32) for n in range(3000)})
     (tmp_path / "m.data-00000-of-00001").unlink()
     assert len(read(tmp_path / "m").shapes) == 3000
+
+
+def test_the_document_lists_every_format():
+    text = (DATA.parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(FORMATS)
