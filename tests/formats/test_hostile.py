@@ -308,6 +308,19 @@ def test_other_pickles(value, match, tmp_path):
     refused(tmp_path / "m.pdparams", match)
 
 
+@pytest.mark.parametrize("code", ["f4,f4", ",", "(1,)f4", "O8", "V2", "__import__"])
+def test_dtypes_are_not_parsed(code, tmp_path):
+    content = pickle.dumps({"a": np.ones(2, "f4")}, 4)
+    assert content.count(b"\x02f4") == 1
+    text = bytes([len(code)]) + code.encode()
+    (tmp_path / "m.pdparams").write_bytes(content.replace(b"\x02f4", text))
+    refused(tmp_path / "m.pdparams", "little-endian bool")
+    header = f"{{'descr': '{code}', 'fortran_order': False, 'shape': (1,), }}\n".encode()
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (tmp_path / "m.npy").write_bytes(start + header + bytes(4))
+    refused(tmp_path / "m.npy", "header of an array|a pickle|4 bytes")
+
+
 def test_a_dictionary_inside_of_itself(tmp_path):
     value = {"a": np.ones(2)}
     value["b"] = value

@@ -19,7 +19,8 @@ from bnkit.formats.zip_members import Member
 
 NPY_MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
-    r"\{'descr': '(?P<descr>[^']{2,16})', 'fortran_order': (?P<fortran>True|False), "
+    r"\{'descr': '(?P<descr>[<>|=]?[a-zA-Z?][0-9]{0,6})', "
+    r"'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>[0-9L, ]*)\),? ?\}\s*"
 )
 _MAX_HEADER = 10_000

@@ -21,6 +21,9 @@ _DTYPES = {
     23: "complex64",
     24: "complex128",
 }
+_CODES = {
+    np.dtype(name).str[1:]: name for name in SIZES if not name.startswith(("bfloat", "float8"))
+}
 _INPUTS = ("running_mean", "running_var", "weight", "bias")  # of the operator, behind its input
 
 
@@ -65,10 +68,7 @@ def read_pdparams(source: Mapped) -> Checkpoint:
 def _pickled(source: Mapped, name: str, array: PickledArray) -> StoredTensor:
     place = f"tensor {name!r}"
     text = array.dtype.text if array.dtype else ""
-    try:
-        dtype = np.dtype(text).name
-    except TypeError as error:
-        raise source.error(place, "a dtype of NumPy", repr(text)[:80]) from error
+    dtype = _CODES.get(text, text)
     order = array.dtype.order if array.dtype else "="
     if dtype not in SIZES or order not in "<|=":
         raise source.error(place, f"little-endian {', '.join(SIZES)}", f"{text!r:.40} {order!r}")
