@@ -13,6 +13,10 @@ class InputError(BatchNormError, ValueError, RuntimeError):
     """
 
 
+class CheckpointError(InputError):
+    """A file of tensors that is damaged, hostile, or of a kind that is not read."""
+
+
 class SpecError(BatchNormError, ValueError):
     """An unknown specification, or a field with an impossible value."""
 

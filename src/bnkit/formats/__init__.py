@@ -1,0 +1,7 @@
+"""Files of tensors by other frameworks, read without them; nothing in a file is executed."""
+
+from bnkit.core.errors import CheckpointError as CheckpointError
+from bnkit.formats.checkpoint import ROLES as ROLES
+from bnkit.formats.checkpoint import BatchNormEntry as BatchNormEntry
+from bnkit.formats.checkpoint import Checkpoint as Checkpoint
+from bnkit.formats.checkpoint import StoredTensor as StoredTensor
