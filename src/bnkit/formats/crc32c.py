@@ -116,7 +116,7 @@ def _advanced(state: int, bits: int) -> int:
 def _word_tables() -> np.ndarray:
     """What a byte becomes after itself and 0 to 7 bytes of zeros, shape (8, 256)."""
     first = np.array(_bytes_table(), dtype=np.uint32)
-    tables = [first]
+    tables: list[np.ndarray] = [first]
     for _ in range(7):
         tables.append((tables[-1] >> 8) ^ first[tables[-1] & 0xFF])
     return np.stack(tables)
