@@ -182,7 +182,7 @@ def _ghost(specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdic
     return False, False, "a batch is cut into other ghost batches"
 
 
-def _tracked(specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
+def _tracked(_specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
     return False, True, "the average of standard deviations is not that of variances"
 
 
@@ -192,11 +192,11 @@ def _when(specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict
     return True, True, "where the update is run: both passes, and what the framework returns"
 
 
-def _frozen(specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
+def _frozen(_specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
     return True, True, "a frozen layer only"
 
 
-def _affine(specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
+def _affine(_specs: tuple[BatchNormSpec, BatchNormSpec], _: int | None) -> _Verdict:
     return True, True, "resolved: the weight is written as it is read; one of them learns it"
 
 
