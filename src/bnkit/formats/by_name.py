@@ -81,10 +81,9 @@ def _part(name: str) -> tuple[str, str]:
     if not match:
         return "", ""
     parts = (match["layer"] or "").split("/")
-    if (
-        "/moving_mean/" in f"/{match['leaf']}" and parts[-2:-1] == parts[-1:]
-    ):  # contrib repeats its scope in the names of the shadows
-        parts.pop()
+    half = len(parts) // 2
+    if match["leaf"].startswith("moving_mean/") and parts[:half] == parts[half:]:
+        parts = parts[:half]  # contrib repeats its scope in the names of the shadows
     for collection in _COLLECTIONS:
         if collection in parts:
             parts.remove(collection)

@@ -10,8 +10,14 @@ from bnkit.formats.mapped import Mapped
 SIZES = {
     "bool": 1,
     **{f"{kind}{bits}": bits // 8 for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-    **{"float16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16},
-    **{"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1},
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
 }
 """Bytes of one value, by the names that `StoredTensor.dtype` uses."""
 

@@ -16,7 +16,12 @@ from bnkit.formats.wire import Message, parse
 _FIXED = {"float32": 5, "float64": 6, "complex64": 9, "complex128": 12}
 _VARINTS = {
     **dict.fromkeys(["int32", "uint8", "int16", "int8", "uint16"], 7),
-    **{"int64": 10, "bool": 11, "uint32": 16, "uint64": 17, "float16": 13, "bfloat16": 13},
+    "int64": 10,
+    "bool": 11,
+    "uint32": 16,
+    "uint64": 17,
+    "float16": 13,
+    "bfloat16": 13,
 }
 _STRINGS, _CONTENT = 8, 4
 
@@ -52,7 +57,11 @@ def read_v1(source: Mapped) -> Checkpoint:
 
 
 def _tensor(source: Mapped, name: str, described: Message, saved: list[Message]) -> StoredTensor:
-    shape, dtype, place = shape_of(described.message(2)), dtype_name(described, 3), f"tensor {name!r}"
+    shape, dtype, place = (
+        shape_of(described.message(2)),
+        dtype_name(described, 3),
+        f"tensor {name!r}",
+    )
     listed = [extents_of(one, shape) for one in described.messages(4, "slice")]
     parts: list[Part] = []
     for one in saved:

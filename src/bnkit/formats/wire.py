@@ -10,6 +10,7 @@ from bnkit.formats.mapped import Mapped
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _SIZES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_FIELD = (1 << 29) - 1
+_MAX_FIELDS = 1 << 20  # of one message; what is packed into a field does not count
 
 Value = int | memoryview
 
@@ -263,8 +264,13 @@ def parse(source: Mapped, place: str) -> Message:
 
     Returns:
         The message; nested ones are parsed when they are asked for.
+
+    Raises:
+        CheckpointError: It is damaged, or has more fields than any file of tensors.
     """
     fields: dict[int, list[Value]] = {}
-    for number, value in _fields(source, place):
+    for count, (number, value) in enumerate(_fields(source, place)):
+        if count == _MAX_FIELDS:
+            raise source.error(place, f"at most {_MAX_FIELDS} fields", "more")
         fields.setdefault(number, []).append(value)
     return Message(source, place, fields)
