@@ -76,6 +76,7 @@ def module_spec(module: Any) -> BatchNormSpec:
         TORCH,
         eps=getattr(module, "eps", TORCH.eps),
         ema_weight=getattr(module, "momentum", TORCH.ema_weight),
+        running_correction=0 if getattr(module, "running_correction", 1) == 0 else 1,
     )
     if ghost is not None:
         found = replace(
