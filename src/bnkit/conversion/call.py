@@ -15,7 +15,7 @@ from bnkit.conversion.layer import Layer
 from bnkit.conversion.matching import Pair, Rules, match
 from bnkit.conversion.modules import module_side
 from bnkit.conversion.plan import ConversionPlan
-from bnkit.conversion.specs import Spec, spec_of
+from bnkit.conversion.specs import Spec, spec_of, with_unnamed
 from bnkit.conversion.transfer import (
     Transfer,
     transfer_batch_norm,
@@ -23,6 +23,8 @@ from bnkit.conversion.transfer import (
     transfer_other,
 )
 from bnkit.core import ConversionError, InputError
+from bnkit.formats import read
+from bnkit.sources.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +126,7 @@ def _side(
     what: Any, framework: str | None = None, *, root: str = "", averages: bool = False
 ) -> tuple[Side, Any]:
     if isinstance(what, str | Path):
-        from bnkit.formats import read
-
-        what = read(Path(what))
+        what = _read(Path(what))
     if isinstance(what, nn.Module) and not _is_keras(what):
         return module_side(what), what
     if isinstance(what, Mapping):
@@ -140,6 +140,19 @@ def _side(
         f"got {type(what).__name__}."
     )
     raise InputError(msg)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt") and path.is_file() and not _is_table(path):
+        return read_checkpoint(path).tensors
+    return read(path)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether it is TensorFlow's V1 format, which has the ending `.ckpt` too."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] != b"PK" and start[:1] != b"\x80"
 
 
 def _is_keras(what: Any) -> bool:
@@ -187,6 +200,7 @@ def _transfer(
     if pair.kind != "batch_norm":
         return transfer_kernel(pair, sides, sizes.get(pair.target.name))
     source, origin = spec_of(pair.source, options.spec, sides[0].world)
+    pair = replace(pair, source=with_unnamed(pair.source, source))
     target, _ = spec_of(pair.target, options.target_spec, sides[1].world)
     statistics = {pair.target.tensors.get(r) for r in ("running_mean", "running_var")}
     affine_only = bool(statistics) and statistics <= kept

@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from bnkit.conversion.equinox_layers import equinox_layers
 from bnkit.conversion.gather import Side, gather, shadows
+from bnkit.conversion.layer import Layer
+from bnkit.conversion.modules import to_numpy
+from bnkit.conversion.onnx_layers import onnx_layers
 from bnkit.conversion.worlds import World, world
 from bnkit.core import InputError
 from bnkit.formats import Checkpoint
@@ -24,7 +29,7 @@ _FORMATS = {
     "mxnet": "mxnet",
     "torch": "torch",
 }
-_IN_ORDER = ("torch", "equinox", "onnx", "caffe", "paddle", "mxnet")
+_IN_ORDER = ("torch", "equinox", "onnx", "caffe", "paddle-pdparams", "mxnet")
 
 
 def file_side(
@@ -52,8 +57,7 @@ def file_side(
         msg = f"{title}: expected tensors under {root!r}, got none. It has: {_some(shapes)}."
         raise InputError(msg)
     shapes = {n: s for n, s in shapes.items() if n not in outside}
-    entries = _entries(file, shapes)
-    layers, aside = gather(shapes, dtypes, entries, found)
+    layers, aside = _layers(file, shapes, dtypes, found)
     swap = _shadows(title, shapes) if averages else {}
     aside = {n: r for n, r in aside.items() if n not in swap.values()}
     return Side(
@@ -61,10 +65,27 @@ def file_side(
         world=found,
         layers=layers,
         ordered=_ordered(file, found),
-        read=lambda name: np.asarray(file[swap.get(name, name)]),
+        read=lambda name: _array(file[swap.get(name, name)]),
         dtypes=dtypes,
         aside={**outside, **aside},
     )
+
+
+def _layers(
+    file: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
+    found: World,
+) -> tuple[tuple[Layer, ...], dict[str, str]]:
+    if isinstance(file, Checkpoint) and file.format == "onnx":
+        return onnx_layers(file)
+    if isinstance(file, Checkpoint) and found.key == "equinox":
+        return equinox_layers(file)
+    return gather(shapes, dtypes, _entries(file, shapes), found)
+
+
+def _array(value: Any) -> np.ndarray:
+    return to_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _described(
@@ -77,7 +98,8 @@ def _described(
 
 
 def _dtype(value: Any) -> str:
-    dtype = str(getattr(value, "dtype", np.asarray(value).dtype)).removeprefix("torch.")
+    dtype = getattr(value, "dtype", None)
+    dtype = str(np.asarray(value).dtype if dtype is None else dtype).removeprefix("torch.")
     return "string" if dtype == "object" or dtype[:1] in "<|" else dtype
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from bnkit.conversion.gather import Side
-from bnkit.conversion.layer import Layer
+from bnkit.conversion.layer import Kind, Layer
 from bnkit.conversion.matching import Pair
 from bnkit.core import ConversionError, InputError
 
@@ -89,13 +89,15 @@ def _sizes(pair: Pair, inputs: int, before: int | None, given: Flatten) -> tuple
     raise ConversionError(msg)
 
 
-def _outputs(layer: Layer, kind: str, side: Side) -> int | None:
-    shape = side.world.layouts[kind].shape(layer.shapes["weight"])
+def _outputs(layer: Layer, kind: Kind, side: Side) -> int | None:
+    layout = side.layout(layer, kind)
+    shape = layout.shape(layer.shapes["weight"]) if layout else None
     if shape is None:
         return None
     return shape[1] if kind == "conv_transpose" else shape[0]
 
 
 def _inputs(layer: Layer, side: Side) -> int:
-    shape = side.world.layouts["dense"].shape(layer.shapes["weight"])
+    layout = side.layout(layer, "dense")
+    shape = layout.shape(layer.shapes["weight"]) if layout else None
     return shape[1] if shape else 0

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from bnkit.conversion.kernels import Layout
 from bnkit.conversion.layer import Kind, Layer
 from bnkit.conversion.names import EMA, aside, take_apart
 from bnkit.conversion.worlds import World
@@ -40,6 +41,10 @@ class Side:
     dtypes: Mapping[str, str] = field(default_factory=dict, repr=False)
     aside: Mapping[str, str] = field(default_factory=dict)
 
+    def layout(self, layer: Layer, kind: Kind) -> Layout | None:
+        """How the kernel of one of its layers is laid out, if it is of that kind."""
+        return layer.layouts.get(kind) or self.world.layouts.get(kind)
+
 
 def gather(
     shapes: Mapping[str, tuple[int, ...]],
@@ -63,14 +68,19 @@ def gather(
     taken: set[str] = set()
     for entry in entries:
         if not set(entry.tensors.values()) & ignored.keys():
-            layer = _batch_norm(entry, shapes)
+            layer = batch_norm_layer(entry, shapes)
             found[next(iter(layer.tensors.values()))] = layer
             taken |= set(layer.tensors.values())
     scopes: dict[str, dict[str, str]] = {}
+    norms = {layer.place: key for key, layer in found.items()}
     for name in shapes:
         if name not in taken and name not in ignored:
             parts = take_apart(name)
-            scopes.setdefault(parts.scope, {})[parts.leaf] = name
+            if parts.scope in norms and parts.leaf.isdigit():
+                key = norms[parts.scope]
+                found[key] = _with_unnamed(found[key], name, shapes[name])
+            else:
+                scopes.setdefault(parts.scope, {})[parts.leaf] = name
     for scope, leaves in scopes.items():
         for layer in _layers_of(scope, leaves, shapes, world):
             found[next(iter(layer.tensors.values()))] = layer
@@ -79,13 +89,23 @@ def gather(
     return tuple(first), ignored
 
 
+def _with_unnamed(layer: Layer, name: str, shape: tuple[int, ...]) -> Layer:
+    """Keras 3 numbers variables: without a configuration the first of three has no role yet."""
+    return replace(
+        layer,
+        tensors={**layer.tensors, "unnamed": name},
+        shapes={**layer.shapes, "unnamed": shape},
+    )
+
+
 def shadows(names: Iterable[str]) -> dict[str, str]:
     """Tensors that have an exponential moving average in the same file, with its name."""
     names = set(names)
     return {n: f"{n}/{EMA}" for n in names if f"{n}/{EMA}" in names}
 
 
-def _batch_norm(entry: BatchNormEntry, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+def batch_norm_layer(entry: BatchNormEntry, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+    """The layer that an entry of a checkpoint describes."""
     facts: dict[str, Any] = {"eps": entry.eps, "ema_weight": entry.ema_weight}
     facts |= {"attributes": dict(entry.attributes), "axis": entry.axis}
     tensors = dict(entry.tensors)
@@ -95,6 +115,7 @@ def _batch_norm(entry: BatchNormEntry, shapes: Mapping[str, tuple[int, ...]]) ->
         tensors=tensors,
         shapes={role: shapes[name] for role, name in tensors.items()},
         facts=facts,
+        path=take_apart(tensors.get("running_mean", next(iter(tensors.values())))).scope,
     )
 
 

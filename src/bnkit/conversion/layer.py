@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bnkit.conversion.kernels import Layout
+
 Kind = Literal["batch_norm", "conv", "conv_transpose", "depthwise", "dense", "other"]
 
 
@@ -19,6 +21,8 @@ class Layer:
             `bnkit.formats.ROLES`.
         shapes: Their shapes as stored, by role.
         facts: What a file or module says of a batch norm: `eps`, `ema_weight`, `attributes`.
+        path: Where its tensors are, if that is another name; numbers in it give the order.
+        layouts: How its kernel is laid out, where that is not as usual in its framework.
     """
 
     name: str
@@ -26,6 +30,13 @@ class Layer:
     tensors: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+    layouts: Mapping[Kind, Layout] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """The name by whose numbers it is ordered."""
+        return self.path or self.name
 
     @property
     def is_batch_norm(self) -> bool:

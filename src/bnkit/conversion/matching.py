@@ -110,7 +110,7 @@ def _same_shape(kind: Kind, layers: tuple[Layer, Layer], sides: tuple[Side, Side
         return left == right and bool(left)
     shapes = []
     for layer, side in zip(layers, sides, strict=True):
-        layout = side.world.layouts.get(kind)
+        layout = side.layout(layer, kind)
         shapes.append(None if layout is None else layout.shape(layer.shapes["weight"]))
     return shapes[0] is not None and shapes[0] == shapes[1]
 
@@ -120,7 +120,7 @@ def channels(layer: Layer) -> int:
     for role in ("running_mean", "weight", "bias"):
         if role in layer.shapes:
             return prod(layer.shapes[role])
-    return 0
+    return prod(next(iter(layer.shapes.values()), (0,)))
 
 
 class _Search:
@@ -246,8 +246,8 @@ class _Search:
 
     def _check_order(self, sources: list[Layer], targets: list[Layer]) -> None:
         """What shapes prove of the same numbered names must be in order too."""
-        kin = {template(x.name) for x in sources}
-        known = [(p.source, p.target) for p in self.pairs if template(p.source.name) in kin]
+        kin = {template(x.place) for x in sources}
+        known = [(p.source, p.target) for p in self.pairs if template(p.source.place) in kin]
         if self.sides[0].ordered:
             return
         place = {id(x): i for i, x in enumerate(self.sides[1].layers)}
@@ -331,7 +331,7 @@ def _by_words(
 def _clusters(layers: list[Layer]) -> dict[str, list[Layer]]:
     found: dict[str, list[Layer]] = {}
     for layer in layers:
-        found.setdefault(template(layer.name), []).append(layer)
+        found.setdefault(template(layer.place), []).append(layer)
     return found
 
 
@@ -359,9 +359,9 @@ def _in_order(layers: list[Layer], *, ordered: bool) -> list[Layer] | None:
     """The layers in the order in which they were made; None if nothing tells it."""
     if ordered:
         return layers
-    if len({template(x.name) for x in layers}) > 1:
+    if len({template(x.place) for x in layers}) > 1:
         return None
-    keys = [numbers(x.name) for x in layers]
+    keys = [numbers(x.place) for x in layers]
     if len(set(keys)) < len(keys):
         return None
-    return sorted(layers, key=lambda x: numbers(x.name))
+    return sorted(layers, key=lambda x: numbers(x.place))

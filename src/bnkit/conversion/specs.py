@@ -7,7 +7,7 @@ from typing import Any
 
 from bnkit.conversion.layer import Layer
 from bnkit.conversion.worlds import World
-from bnkit.core import BatchNormSpec, SpecError, preset
+from bnkit.core import BatchNormSpec, ConversionError, SpecError, preset
 
 Spec = str | BatchNormSpec | Mapping[str, "str | BatchNormSpec"]
 _FIELDS = {f.name for f in fields(BatchNormSpec)}
@@ -87,12 +87,10 @@ def _with_stored(spec: BatchNormSpec, layer: Layer) -> BatchNormSpec:
         name: facts[name] for name in ("eps", "ema_weight") if facts.get(name) is not None
     }
     attributes = facts.get("attributes", {})
-    for name, field in (
-        ("fix_gamma", "weight_fixed"),
-        ("virtual_batch_size", "virtual_batch_size"),
-    ):
-        if attributes.get(name) is not None:
-            changes[field] = attributes[name]
+    if attributes.get("fix_gamma") is not None:  # MXNet writes the word
+        changes["weight_fixed"] = str(attributes["fix_gamma"]).lower() in ("true", "1")
+    if attributes.get("virtual_batch_size") is not None:
+        changes["virtual_batch_size"] = attributes["virtual_batch_size"]
     if "moving_stddev" in layer.tensors or "renorm_mean_weight" in layer.tensors:
         changes["train_statistics"] = "renorm"
         if "moving_stddev" in layer.tensors:
@@ -109,6 +107,37 @@ def _preset_for(layer: Layer, world: World) -> str:
     if world.key == "equinox" and "count" in layer.tensors:
         return "equinox-batch"
     return world.spec
+
+
+def with_unnamed(layer: Layer, spec: BatchNormSpec) -> Layer:
+    """Give the variable that Keras 3 stores without a name its role.
+
+    Without a configuration a batch norm with three variables may lack its weight or its bias.
+
+    Args:
+        layer: Its role `unnamed` is one of both.
+        spec: Says whether it has a weight and a bias.
+
+    Returns:
+        The layer with that role.
+
+    Raises:
+        ConversionError: The specification has both or none.
+    """
+    if "unnamed" not in layer.tensors:
+        return layer
+    if spec.has_weight == spec.has_bias:
+        msg = (
+            f"batch norm {layer.name!r}: expected a name or a configuration for the variable "
+            f"{layer.tensors['unnamed']!r}, got neither: it is weight or bias. Say which: spec="
+            f"{{{layer.name!r}: 'keras3,has_weight=false'}}, or has_bias=false; or take the "
+            ".keras file."
+        )
+        raise ConversionError(msg)
+    role = "weight" if spec.has_weight else "bias"
+    renamed = {role if r == "unnamed" else r: n for r, n in layer.tensors.items()}
+    sizes = {role if r == "unnamed" else r: s for r, s in layer.shapes.items()}
+    return replace(layer, tensors=renamed, shapes=sizes)
 
 
 def _value(text: str) -> Any:

@@ -111,7 +111,9 @@ def transfer_kernel(
         ConversionError: The source has a bias that is not zero and the target has none.
     """
     source, target = pair.source, pair.target
-    layouts = [side.world.layouts[pair.kind] for side in sides]
+    layouts = [
+        side.layout(layer, pair.kind) for side, layer in zip(sides, (source, target), strict=True)
+    ]
     kernel = layouts[0].to_torch(sides[0].read(source.tensors["weight"]))
     notes: list[str] = []
     if layouts[0].name != layouts[1].name:
