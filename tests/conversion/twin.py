@@ -90,15 +90,15 @@ class Twin(nn.Module):
         return rank
 
     def forward(self, x: Tensor) -> Tensor:
-        layout = self.case["input"]["layout"]
-        kept = {"input": _channels_first(x) if layout[-1] == "C" and x.ndim > 2 else x}
+        last = (self.case["input"].get("layout") or "").endswith("C")
+        kept = {"input": _channels_first(x) if last and x.ndim > 2 else x}
         now = kept["input"]
         for op, name in zip(self.graph, self.names, strict=True):
             given = [kept[n] for n in op["input"]] if "input" in op else [now]
             now = self._run(op, getattr(self, name) if name else None, given)
             if "output" in op:
                 kept[op["output"]] = now
-        return now
+        return kept.get("y", now)
 
     def _run(self, op: dict, module: Any, given: list[Tensor]) -> Tensor:
         kind, x = op["op"], given[0]
@@ -118,6 +118,8 @@ class Twin(nn.Module):
             return x.flatten(1)
         if kind == "max_pool2d":
             return F.max_pool2d(x, op["size"], op["strides"])
+        if kind == "leaky_relu":
+            return F.leaky_relu(x, op["slope"])
         if kind == "concat":
             return torch.cat(given, 1)
         if kind == "add":

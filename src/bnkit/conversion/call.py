@@ -59,6 +59,7 @@ def convert(
     flatten: Flatten | None = None,
     count: int | None = None,
     framework: str | None = None,
+    target_framework: str | None = None,
     root: str = "",
     averages: bool = False,
 ) -> ConversionPlan:
@@ -88,6 +89,7 @@ def convert(
         count: Values per channel in a training batch, to judge Bessel's correction.
         framework: Who wrote the source, where its names do not tell: a key of
             `bnkit.conversion.WORLDS`.
+        target_framework: The same of a target that is a file.
         root: Only tensors of the source whose names begin so.
         averages: Take the exponential moving averages of a TensorFlow checkpoint.
 
@@ -118,7 +120,7 @@ def convert(
         unseen={leave} if isinstance(leave, str) else set(leave),
     )
     given, _ = _side(source, framework, root=root, averages=averages)
-    wanted, holder = _side(target)
+    wanted, holder = _side(target, target_framework)
     return _plan((given, wanted), holder, options)
 
 
@@ -232,9 +234,9 @@ def _check_complete(
         return
     parts = []
     if missing:
-        parts.append(f"the source has nothing for {_some(missing)} of the target")
+        parts.append(f"the source has nothing for {_some(missing, sides[1])} of the target")
     if unused:
-        parts.append(f"the target has no place for {_some(unused)} of the source")
+        parts.append(f"the target has no place for {_some(unused, sides[0])} of the source")
     msg = (
         f"{sides[0].title} -> {sides[1].title}: {'; '.join(parts)}. Pass partial=True for a part "
         "of the network, rules={...} where names or kinds differ, leave=[...] for new layers."
@@ -242,6 +244,8 @@ def _check_complete(
     raise ConversionError(msg)
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], side: Side) -> str:
+    """The first names, with shapes."""
+    shapes = {n: x.shapes[r] for x in side.layers for r, n in x.tensors.items()}
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    return ", ".join(f"{n} {shapes.get(n, '')}".rstrip() for n in names[:4]) + more

@@ -46,7 +46,8 @@ def equinox_layers(file: Checkpoint) -> tuple[tuple[Layer, ...], dict[str, str]]
             found.append(_kernel(len(found), {"weight": name}, file))
             i += 1
     if waiting:
-        raise _mismatch(file, f"{len(states)} in the state, {len(states) - len(waiting)} before it")
+        error = _mismatch(file, f"{len(states)} in the state, {len(states) - len(waiting)} before")
+        raise error
     return tuple(found), flags | {s[0][0]: "flag of a layer" for s in states if s[0][2] == "bool"}
 
 
@@ -79,7 +80,8 @@ def _is_bias(model: list[Block], i: int, channels: int) -> bool:
 
 def _norm(file: Checkpoint, affine: list[Block], states: list[list[Block]], number: int) -> Layer:
     if not states or states[0][1][1] != affine[0][1]:
-        raise _mismatch(file, f"one of {affine[0][1][0]} channels without its state")
+        error = _mismatch(file, f"one of {affine[0][1][0]} channels without its state")
+        raise error
     counter, mean, var = states.pop(0)
     tensors = {"weight": affine[0][0], "bias": affine[1][0]}
     tensors |= {"running_mean": mean[0], "running_var": var[0]}

@@ -88,7 +88,7 @@ def keras_side(model: Any) -> tuple[Side, KerasModel]:
         own = [*layer._trainable_variables, *layer._non_trainable_variables]
         own = [v for v in own if "seed" not in v.name]
         if own:
-            named = _named(layer, own, len(variables))
+            named = _named(own, len(variables))
             variables |= {n: v for group in named.values() for n, v in group.values()}
             layers += [_layer(layer, part, group) for part, group in named.items()]
         if hasattr(layer, "data_format"):
@@ -242,7 +242,7 @@ def _is_keras_norm(layer: Any) -> bool:
     return "BatchNormalization" in {c.__name__ for c in type(layer).__mro__}
 
 
-def _named(layer: Any, own: list[Any], taken: int) -> dict[str, dict[str, tuple[str, Any]]]:
+def _named(own: list[Any], taken: int) -> dict[str, dict[str, tuple[str, Any]]]:
     """Roles to (unique name, variable), for each part of a layer."""
     found: dict[str, dict[str, tuple[str, Any]]] = {}
     parts = {_PARTS[v.name] for v in own if v.name in _PARTS}

@@ -54,7 +54,9 @@ def _kernel(
     kind = _KINDS[node["op"]]
     tensors = {"weight": inputs[1]}
     bias = inputs[2] if len(inputs) > 2 else added.get(node["outputs"][0])
-    if bias in shapes:
+    if bias and bias not in shapes:
+        return None  # computed when the graph runs
+    if bias:
         tensors["bias"] = bias
     kinds: tuple[Kind, ...] = (kind,)
     if kind == "conv" and attributes.get("group", 1) > 1 and shapes[inputs[1]][1] == 1:
@@ -73,10 +75,10 @@ def _kernel(
 
 def _added(nodes: list[Mapping[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Vectors that are added to a value, by its name: the bias of a MatMul."""
-    found = {}
-    for node in nodes:
-        if node["op"] == "Add":
-            for value, vector in (node["inputs"], node["inputs"][::-1]):
-                if vector in shapes and len(shapes[vector]) == 1 and value not in shapes:
-                    found[value] = vector
-    return found
+    sums = [node["inputs"] for node in nodes if node["op"] == "Add"]
+    return {
+        value: vector
+        for pair in sums
+        for value, vector in (pair, pair[::-1])
+        if vector in shapes and len(shapes[vector]) == 1 and value not in shapes
+    }

@@ -89,8 +89,9 @@ class ConversionPlan:
         """Write a file with these tensors, and the rest as the target has it.
 
         Args:
-            path: For a PyTorch model `.pt`, `.safetensors` or `.npz`, by its names; for a file as
-                the target another one of the same format.
+            path: For a PyTorch model `.pt`, `.safetensors` or `.npz`, by its names; for a Keras
+                model, which is changed then, `.keras` or `.weights.h5`; for a file as the target
+                another one of the same format.
             replace: Whether it may take the place of a file that exists.
 
         Returns:

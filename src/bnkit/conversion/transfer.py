@@ -154,7 +154,31 @@ def transfer_other(pair: Pair, sides: tuple[Side, Side]) -> Transfer:
     return Transfer(pair=pair, tensors=_placed(pair, sides[1], given, []))
 
 
+def _check_node(pair: Pair) -> None:
+    """An ONNX node must be in inference form, with constants."""
+    where = f"batch norm {pair.source.name!r} -> {pair.target.name!r}"
+    attributes = pair.source.facts.get("attributes", {})
+    if attributes.get("training_mode") or len(attributes.get("outputs", ())) > 1:
+        msg = (
+            f"{where}: expected a node in inference form, got one in training form, which "
+            "normalizes with its batch. Export the model in eval mode."
+        )
+        raise ConversionError(msg)
+    roles = ("weight", "bias", *_STATISTICS)
+    inputs = attributes.get("inputs", ())[1:] if "outputs" in attributes else ()
+    computed = [
+        r for r, n in zip(roles, inputs, strict=False) if n and r not in pair.source.tensors
+    ]
+    if computed:
+        msg = (
+            f"{where}: expected stored numbers, got a {computed[0]} that the graph computes or is "
+            "given at run time. Only constants can be converted."
+        )
+        raise ConversionError(msg)
+
+
 def _check_statistics(pair: Pair) -> None:
+    _check_node(pair)
     where = f"batch norm {pair.source.name!r} -> {pair.target.name!r}"
     missing = [r for r in _STATISTICS if r not in pair.source.tensors]
     if missing:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnkit.conversion.keras_models import KerasModel
 from bnkit.conversion.msgpack_writer import write_flax
 from bnkit.core import ConversionError, InputError, OutputError
 from bnkit.formats import Checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 _MODEL_ENDINGS = (".pt", ".pth", ".safetensors", ".npz")
+_KERAS_ENDINGS = (".keras", ".weights.h5")
 
 
 def write_plan(plan: "ConversionPlan", path: Path, *, replace: bool = False) -> Path:
@@ -52,28 +54,31 @@ def write_plan(plan: "ConversionPlan", path: Path, *, replace: bool = False) -> 
             raise InputError(msg)
         check_new_file(path, like=target.path, replace=replace)
         return _atomically(path, lambda new: write(target, plan.tensors, new))
+    if isinstance(target, KerasModel):
+        _check_ending(path, _KERAS_ENDINGS, replace=replace)
+        model = plan.apply()
+        ending = ".keras" if path.suffix == ".keras" else ".weights.h5"
+        save = model.save if ending == ".keras" else model.save_weights
+        return _atomically(path, save, ending)
     if isinstance(target, nn.Module):
         state = _state(target, plan.tensors)
-    elif isinstance(target, Mapping):
-        state = {n: plan.tensors.get(n, v) for n, v in target.items()}
     else:
-        msg = "ConversionPlan.write: the target is a Keras model: apply(), then model.save()."
-        raise InputError(msg)
-    _check_ending(path, replace=replace)
+        state = {n: plan.tensors.get(n, v) for n, v in target.items()}
+    _check_ending(path, _MODEL_ENDINGS, replace=replace)
     return _atomically(path, lambda new: _write_state(state, path.suffix, new))
 
 
-def _check_ending(path: Path, *, replace: bool) -> None:
-    if path.suffix not in _MODEL_ENDINGS:
-        msg = f"{str(path)!r}: expected a new file that ends in {', '.join(_MODEL_ENDINGS)}."
+def _check_ending(path: Path, endings: tuple[str, ...], *, replace: bool) -> None:
+    if not path.name.endswith(endings):
+        msg = f"{str(path)!r}: expected a new file that ends in {', '.join(endings)}."
         raise OutputError(msg)
     if path.exists() and not replace:
         msg = f"{str(path)!r}: expected the name of a new file, got one that exists. Use --force."
         raise OutputError(msg)
 
 
-def _atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _atomically(path: Path, write: Callable[[Path], Any], ending: str = ".tmp") -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
     try:
         write(temporary)
         temporary.replace(path)
