@@ -72,12 +72,12 @@ def aside(name: str, names: Collection[str], dtype: str) -> str:
     Example:
         >>> names = {"a/kernel", "a/kernel/Momentum", "a/kernel/ExponentialMovingAverage"}
         >>> [aside(n, names, "float32") for n in sorted(names)]
-        ['', 'average of a/kernel', 'optimizer: Momentum']
+        ['', 'average: a/kernel', 'optimizer: Momentum']
     """
     plain = _SUFFIXES.sub("", name)
     owner, _, slot = plain.rpartition("/")
     if owner and owner in names:
-        return f"average of {owner}" if slot == EMA else f"optimizer: {slot}"
+        return f"average: {owner}" if slot == EMA else f"optimizer: {slot}"
     for pattern, reason in (
         (_TRAINING, "optimizer"),
         (_COUNTERS, "counter of the training loop"),

@@ -73,7 +73,10 @@ def _check_ending(path: Path, endings: tuple[str, ...], *, replace: bool) -> Non
         msg = f"{str(path)!r}: expected a new file that ends in {', '.join(endings)}."
         raise OutputError(msg)
     if path.exists() and not replace:
-        msg = f"{str(path)!r}: expected the name of a new file, got one that exists. Use --force."
+        msg = (
+            f"{str(path)!r}: expected the name of a new file, got one that exists. Choose another, "
+            "or pass replace=True (--force)."
+        )
         raise OutputError(msg)
 
 
