@@ -1,5 +1,6 @@
 """The files of the project, as git sees them."""
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -34,5 +35,6 @@ def texts(files: list[Path]) -> dict[Path, str]:
     for path in files:
         content = path.read_bytes()
         if b"\0" not in content:
-            found[path] = content.decode()
+            with contextlib.suppress(UnicodeDecodeError):
+                found[path] = content.decode()
     return found

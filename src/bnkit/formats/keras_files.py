@@ -69,15 +69,9 @@ def read_keras_h5(source: Mapped) -> Checkpoint:
         text = metadata.pop("model_config").encode()
         metadata["config"] = parse_json(source, text, "attribute 'model_config'")
     tensors = _legacy_order(found)
-    configs = {path[-1]: one for path, one in batch_norm_configs(metadata.get("config")).items()}
-    entries = []
-    for entry in entries_by_name(tensors):
-        own = entry.name.rpartition("/")[2]
-        filled = (
-            configured(entry.name, dict(entry.tensors), configs[own]) if own in configs else entry
-        )
-        entries.append(filled)
-    return Checkpoint(source.path, "keras-h5", tensors, metadata, tuple(entries))
+    configs = batch_norm_configs(metadata.get("config"))
+    entries = tuple(_legacy_entry(entry, configs) for entry in entries_by_name(tensors))
+    return Checkpoint(source.path, "keras-h5", tensors, metadata, entries)
 
 
 def read_keras_shards(source: Mapped) -> Checkpoint:
@@ -113,6 +107,17 @@ def read_keras_shards(source: Mapped) -> Checkpoint:
             whole.attributes.setdefault(path, {}).update(attributes)
     about = index.get("metadata")
     return _weights(source, "keras-shards", whole, about if isinstance(about, dict) else {})
+
+
+def _legacy_entry(entry: BatchNormEntry, configs: dict[Path, dict[str, Any]]) -> BatchNormEntry:
+    """Name it like the layer, and add its configuration if the file has one of that name."""
+    path = tuple(entry.name.removeprefix("model_weights/").split("/"))
+    if len(path) > 1 and path[0] == path[1]:
+        path = path[1:]  # `layer/layer/gamma`
+    config = configs.get(path) or configs.get(path[-1:])
+    if config is None:
+        return replace(entry, name="/".join(path))
+    return configured("/".join(path), dict(entry.tensors), config)
 
 
 def _legacy_order(found: Hdf5) -> dict[str, StoredTensor]:

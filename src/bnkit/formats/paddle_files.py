@@ -21,7 +21,6 @@ _DTYPES = {
     23: "complex64",
     24: "complex128",
 }
-_NAMES = "StructuredToParameterName@@"
 _INPUTS = ("running_mean", "running_var", "weight", "bias")  # of the operator, behind its input
 
 
@@ -32,17 +31,20 @@ def read_pdparams(source: Mapped) -> Checkpoint:
         source: The file.
 
     Returns:
-        The checkpoint; names inside of inner dictionaries are joined by `/`. What is no array is
-        in the metadata `others`.
+        The checkpoint; names inside of inner dictionaries are joined by `/`. Numbers and text are
+        in the metadata `others`; of what is neither, there is the name of its type.
 
     Raises:
         CheckpointError: The pickle holds anything else, or is damaged.
     """
     tensors: dict[str, StoredTensor] = {}
     others: dict[str, Any] = {}
-    waiting = [("", read_pickled_arrays(source))]
+    waiting, seen = [("", read_pickled_arrays(source))], set()
     while waiting:
         prefix, found = waiting.pop(0)
+        if id(found) in seen:
+            raise source.error(f"dictionary {prefix!r:.120}", "a tree", "one with two parents")
+        seen.add(id(found))
         for key, value in found.items():
             name = f"{prefix}{key}"
             array = value[1] if isinstance(value, tuple) and len(value) == 2 else value
@@ -50,10 +52,11 @@ def read_pdparams(source: Mapped) -> Checkpoint:
                 if name in tensors:
                     raise source.error(f"tensor {name!r}", "names that differ", "this one twice")
                 tensors[name] = _pickled(source, name, array)
-            elif isinstance(value, dict) and key != _NAMES and prefix.count("/") < 8:
+            elif isinstance(value, dict):
                 waiting.append((f"{name}/", value))
             else:
-                others[name] = value
+                plain = value is None or isinstance(value, str | int | float)
+                others[name] = value if plain else type(value).__name__
     return Checkpoint(
         source.path, "paddle-pdparams", tensors, {"others": others}, entries_by_name(tensors)
     )

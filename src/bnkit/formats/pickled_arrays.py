@@ -190,17 +190,16 @@ class _Machine:
         self.stack.append(found)
 
     def _reduced(self, called: Any, arguments: Any) -> Any:
-        if called in _RECONSTRUCT and arguments[:1] == (_NDARRAY,):
-            return PickledArray()
-        if called == _DTYPE and isinstance(arguments, tuple) and isinstance(arguments[0], str):
-            return Dtype(arguments[0])
-        if called in _TUPLE and isinstance(arguments, tuple) and len(arguments) == 1:
-            return self._expect(arguments[0], tuple, "a tuple")
-        if called == _ENCODE and len(arguments) == 2 and arguments[1] == "latin1":
-            try:
-                return str(arguments[0]).encode("latin1")
-            except UnicodeEncodeError as error:
-                raise self._error("bytes as text", "other text") from error
+        known = called if isinstance(called, _Name) else None
+        match arguments:
+            case (first, *_) if known in _RECONSTRUCT and first == _NDARRAY:
+                return PickledArray()
+            case (str(text), *_) if known == _DTYPE:
+                return Dtype(text)
+            case (tuple(items),) if known in _TUPLE:
+                return items
+            case (str(text), "latin1") if known == _ENCODE and max(text, default="") < "\u0100":
+                return text.encode("latin1")
         raise self._error("a pickle of arrays alone", "another call; it was not run")
 
     def _set_state(self, target: Any, state: Any) -> None:

@@ -8,7 +8,7 @@ from bnkit.core.errors import CheckpointError
 from bnkit.formats.caffe import is_caffe, read_caffe
 from bnkit.formats.checkpoint import Checkpoint
 from bnkit.formats.flax_msgpack import read_flax
-from bnkit.formats.hdf5 import HDF5_MAGIC
+from bnkit.formats.hdf5_objects import HDF5_MAGIC
 from bnkit.formats.keras_files import WEIGHTS, read_keras_h5, read_keras_shards, read_keras_zip
 from bnkit.formats.mapped import Mapped, map_file
 from bnkit.formats.mxnet_params import MXNET_MAGIC, read_mxnet
