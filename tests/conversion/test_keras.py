@@ -101,7 +101,9 @@ def test_and_a_torch_model_a_keras_model():
     with torch.no_grad():
         for name, tensor in source.state_dict().items():
             if tensor.is_floating_point():
-                value = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
+                value = torch.randn(
+                    tensor.shape, generator=torch.Generator().manual_seed(len(name))
+                )
                 tensor.copy_(value.exp() if "var" in name else value)
         source.bn2.weight.fill_(1)  # the target has no scale there, and no shift in the last one
         source.bn4.bias.zero_()
@@ -143,9 +145,7 @@ def test_a_layer_trains_on_as_in_keras(arguments, renorm):
     shape = (6, 4, 5, 5) if "axis" in arguments else (6, 5, 5, 4)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 2 + 1
     with torch.no_grad():
-        theirs = [
-            array(layer(x, training=mode)) for mode in (False, True, False)
-        ]
+        theirs = [array(layer(x, training=mode)) for mode in (False, True, False)]
         mine = [ours.train(mode)(torch.from_numpy(x)).numpy() for mode in (False, True, False)]
     for left, right in zip(mine, theirs, strict=True):
         assert relative_error(left, right) < 5 * LIMIT

@@ -67,7 +67,9 @@ class Twin(nn.Module):
             if op["padding"] == "SAME":
                 return "up", make(i, o, spatial, op["strides"], bias=bias)
             more = {"padding": op["padding"], "output_padding": op.get("output_padding", 0)}
-            return "up", make(i, o * groups, spatial, op["strides"], **more, groups=groups, bias=bias)
+            return "up", make(
+                i, o * groups, spatial, op["strides"], **more, groups=groups, bias=bias
+            )
         dilation = op.get("dilation", [1] * len(spatial))
         make_bias = {"dilation": dilation, "groups": groups, "bias": bias}
         return "conv", make(i * groups, o, spatial, op["strides"], **make_bias)

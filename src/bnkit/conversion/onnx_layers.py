@@ -35,7 +35,7 @@ def onnx_layers(file: Checkpoint) -> tuple[tuple[Layer, ...], dict[str, str]]:
         if node["op"] == "BatchNormalization" and name in norms:
             found.append(batch_norm_layer(norms.pop(name), file.shapes))
         elif node["op"] in _KINDS and node["domain"] in ("", "ai.onnx"):
-            layer = _kernel(node, name, file.shapes, added)
+            layer = _kernel(node, name, file, added)
             found += [layer] if layer else []
     found += [batch_norm_layer(e, file.shapes) for e in norms.values()]  # of subgraphs
     used = {n for x in found for n in x.tensors.values()}
@@ -45,19 +45,19 @@ def onnx_layers(file: Checkpoint) -> tuple[tuple[Layer, ...], dict[str, str]]:
 def _kernel(
     node: Mapping[str, Any],
     name: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    file: Checkpoint,
     added: Mapping[str, str],
 ) -> Layer | None:
-    inputs, attributes = node["inputs"], node["attributes"]
+    inputs, attributes, shapes = node["inputs"], node["attributes"], file.shapes
     if len(inputs) < 2 or inputs[1] not in shapes:
         return None
     kind = _KINDS[node["op"]]
     tensors = {"weight": inputs[1]}
     bias = inputs[2] if len(inputs) > 2 else added.get(node["outputs"][0])
-    if bias and bias not in shapes:
-        return None  # computed when the graph runs
-    if bias:
+    if bias and bias in shapes:
         tensors["bias"] = bias
+    elif bias and not _is_zero(file, bias):
+        return None  # computed when the graph runs
     kinds: tuple[Kind, ...] = (kind,)
     if kind == "conv" and attributes.get("group", 1) > 1 and shapes[inputs[1]][1] == 1:
         kinds = ("depthwise", "conv")
@@ -71,6 +71,17 @@ def _kernel(
         shapes={role: shapes[n] for role, n in tensors.items()},
         layouts=layouts,
     )
+
+
+def _is_zero(file: Checkpoint, name: str) -> bool:
+    """Whether a value is a stored zero, spread: PyTorch's exporter writes `bias=False` so."""
+    made = {out: node for node in file.metadata["nodes"] for out in node["outputs"]}
+    while name not in file.tensors:
+        node = made.get(name)
+        if node is None or node["op"] not in ("Expand", "CastLike", "Cast", "Identity"):
+            return False
+        name = node["inputs"][0]
+    return not file[name].any()
 
 
 def _added(nodes: list[Mapping[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

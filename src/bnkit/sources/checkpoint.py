@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -156,6 +157,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         msg = f"{str(path)!r}: {_EXPECTED}, got the ending {path.suffix!r}."
         raise InputError(msg)
+    if is_zipfile(path) and _is_script(path):
+        msg = (
+            f"{str(path)!r}: {_EXPECTED}, got a TorchScript archive, which holds code; it was not "
+            "read. Save its tensors: torch.save(torch.jit.load(...).state_dict(), 'new.pt')."
+        )
+        raise InputError(msg)
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -225,6 +232,14 @@ def _found_in(path: Path, document: Any) -> Checkpoint:
         got = f"a dictionary of {', '.join(map(repr, list(document)[:5])) or 'nothing'}"
     msg = f"{str(path)!r}: {_EXPECTED}, got {got}. Save model.state_dict()."
     raise InputError(msg)
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (BadZipFile, OSError):
+        return False  # the reader says what is wrong with it
 
 
 def _tensors(values: Iterable[Any]) -> bool:
