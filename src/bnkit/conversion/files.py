@@ -140,7 +140,7 @@ _SIGNS = (
     ("flax", ("batch_stats",)),
     ("tf2", (".ATTRIBUTES/",)),
     ("keras3", ("/vars/",)),
-    ("tf1", ("moving_variance",)),
+    ("tf1", ("moving_variance", "/gamma", "/beta")),
     ("mxnet", ("gamma", "arg:")),
     ("paddle", ("_variance",)),
     ("torch", ("running_var",)),

@@ -16,6 +16,14 @@ from bnkit.formats import BatchNormEntry
 _TRANSPOSED = re.compile(r"transpos|deconv", re.IGNORECASE)
 _DEPTHWISE = re.compile(r"depthwise|dwconv", re.IGNORECASE)
 _PLAIN_CONV = re.compile(r"(?:^|[/._])(?:conv[123]_?d(?:_\d+)?|Conv_\d+)$")
+_OTHER_ROLES = {
+    "gamma": "weight",
+    "scale": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+    "moving_var": "running_var",
+}
 _KERNEL_KINDS: tuple[Kind, ...] = ("conv", "depthwise", "conv_transpose")
 
 
@@ -157,12 +165,14 @@ def _role(leaf: str, world: World) -> str:
         return "weight"
     if leaf in world.biases:
         return "bias"
-    return {"gamma": "weight", "scale": "weight", "beta": "bias"}.get(leaf, leaf)
+    return _OTHER_ROLES.get(leaf, leaf)
 
 
 def _kinds(scope: str, sizes: Mapping[str, tuple[int, ...]], world: World) -> tuple[Kind, ...]:
     weight, bias = sizes.get("weight"), sizes.get("bias", (1,))
     vector = sum(n != 1 for n in bias) <= 1  # Equinox keeps (c, 1, 1) beside a convolution
+    if sizes.keys() & {"running_mean", "running_var"}:
+        return ("batch_norm",)  # half of one
     if weight is None and sizes.keys() == {"bias"}:
         return ("other", "batch_norm")
     if weight is None or not vector or sizes.keys() - {"weight", "bias"}:
