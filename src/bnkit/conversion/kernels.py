@@ -68,6 +68,15 @@ def _flipped_swapped_back(array: np.ndarray, shape: Shape) -> np.ndarray:
     return _first_last(_flip(array), shape)
 
 
+def _flipped_pair(array: np.ndarray) -> np.ndarray:
+    """`(o, i, s)` to `(i, o, s)` and back, turned around."""
+    return _flip(array.swapaxes(0, 1))
+
+
+def _flipped_pair_back(array: np.ndarray, _: Shape) -> np.ndarray:
+    return _flipped_pair(array)
+
+
 def _depthwise(array: np.ndarray) -> np.ndarray:
     """`(s, i, m)` to `(i m, 1, s)`: output channel `i m_count + m`."""
     n = array.ndim
@@ -105,6 +114,9 @@ TRANSPOSED_FLIPPED = Layout(
 )
 TRANSPOSED_SWAPPED = Layout(
     name="s o i, turned around", to_torch=_flipped_swapped, from_torch=_flipped_swapped_back
+)
+TRANSPOSED_FIRST_FLIPPED = Layout(
+    name="o i s, turned around", to_torch=_flipped_pair, from_torch=_flipped_pair_back
 )
 DEPTHWISE_LAST = Layout(name="s i m", to_torch=_depthwise, from_torch=_depthwise_back)
 DENSE_OUT_IN = Layout(name="o i", to_torch=_same, from_torch=_as_is, ranks=(2,))
