@@ -71,6 +71,7 @@ def test_statistics_that_were_never_kept_are_asked_for():
     case = Case("torch_no_running_stats")
     side, _ = _side(case.folder / "layer.safetensors")
     assert "batch_norm" in side.layers[0].kinds
+    roles = {role: side.read(n) for role, n in side.layers[0].tensors.items()}
+    state = BatchNormState.from_roles(roles)
     with pytest.raises(ConversionError, match="recalibrate it first"):
-        state = {role: side.read(n) for role, n in side.layers[0].tensors.items()}
-        read_state(BatchNormState.from_roles(state), TORCH)
+        read_state(state, TORCH)

@@ -207,9 +207,9 @@ def test_specifications_by_layer_and_by_name():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(InputError, match="unknown framework 'tensorlow'. Known: torch, tf1"):
+    with pytest.raises(InputError, match=r"unknown framework 'tensorlow'\. Known: torch, tf1"):
         bnkit.convert(checkpoint(), Net(), framework="tensorlow")
-    with pytest.raises(InputError, match="got 'bn9.*', which fits none"):
+    with pytest.raises(InputError, match=r"got 'bn9\.\*', which fits none"):
         bnkit.convert(checkpoint(), Net(), leave=["bn9.*"])
     with pytest.raises(InputError, match="expected tensors under 'mlp/', got none"):
         bnkit.convert(checkpoint(), Net(), root="mlp/")

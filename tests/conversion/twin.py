@@ -114,6 +114,10 @@ class Twin(nn.Module):
             return _up(op, module, x)
         if kind.startswith(("conv", "depthwise")) and module is not None:
             return module(_padded(op, module, x))
+        return self._shaped(op, given)
+
+    def _shaped(self, op: dict, given: list[Tensor]) -> Tensor:
+        kind, x = op["op"], given[0]
         if kind == "global_avg_pool":
             return x.mean(tuple(range(2, x.ndim)))
         if kind == "flatten":

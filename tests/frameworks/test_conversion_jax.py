@@ -11,7 +11,6 @@ from bnkit.formats import read
 from tests.frameworks.converted import (
     FLATTEN,
     LIMIT,
-    SHAPE,
     TorchNet,
     images,
     random_net,

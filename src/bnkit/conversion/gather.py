@@ -53,6 +53,10 @@ class Side:
         """How the kernel of one of its layers is laid out, if it is of that kind."""
         return layer.layouts.get(kind) or self.world.layouts.get(kind)
 
+    def kernel(self, layer: Layer, kind: Kind) -> Layout:
+        """The same of a layer that is of that kind."""
+        return layer.layouts.get(kind) or self.world.layouts[kind]
+
 
 def gather(
     shapes: Mapping[str, tuple[int, ...]],

@@ -235,7 +235,7 @@ def from_keras(layer: Any) -> BatchNorm:
 def _module_state(layer: Any) -> BatchNormState:
     names = ("weight", "bias", "running_mean", "running_var")
     found = {n: getattr(layer, n) for n in names if getattr(layer, n, None) is not None}
-    return BatchNormState(**{n: to_numpy(t) for n, t in found.items()})
+    return BatchNormState.from_roles({n: to_numpy(t) for n, t in found.items()})
 
 
 def _is_keras_norm(layer: Any) -> bool:
@@ -247,8 +247,9 @@ def _named(own: list[Any], taken: int) -> dict[str, dict[str, tuple[str, Any]]]:
     found: dict[str, dict[str, tuple[str, Any]]] = {}
     parts = {_PARTS[v.name] for v in own if v.name in _PARTS}
     for number, variable in enumerate(own, taken):
-        part = _PARTS.get(variable.name, sorted(parts)[-1] if parts else "")
-        role = "weight" if variable.name in _PARTS else _ROLES.get(variable.name, variable.name)
+        leaf = str(variable.name)
+        part = _PARTS.get(leaf, sorted(parts)[-1] if parts else "")
+        role = "weight" if leaf in _PARTS else str(_ROLES.get(leaf, leaf))
         found.setdefault(part, {})[role] = (f"{variable.path}#{number}", variable)
     return found
 

@@ -186,7 +186,7 @@ class _Search:
         theirs = {_dotted(x.name): x for x in self.free[0]}
         prefix = _best_prefix(theirs, ours)
         same = [(theirs[prefix + n], x) for n, x in ours.items() if prefix + n in theirs]
-        kinds = [self.fits(*pair) for pair in same]
+        kinds: list[Kind | None] = [self.fits(*pair) for pair in same]
         complete = len(same) == len(ours) and all(kinds)
         for (source, target), kind in zip(same, kinds, strict=True):
             wordless = not re.search(r"[A-Za-z]", target.name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from bnkit.conversion.gather import Side
 from bnkit.conversion.layer import Kind, Layer
@@ -98,7 +98,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
             if tensor is None:
                 continue
             full = f"{name}.{leaf}".lstrip(".")
-            if isinstance(tensor, UninitializedTensorMixin) or tensor.device.type == "meta":
+            if is_lazy(tensor) or tensor.device.type == "meta":
                 msg = (
                     f"{full!r} ({type(model).__name__}): expected a tensor in memory, got a lazy "
                     "one or one on the device 'meta'. Run one batch through the model first."

@@ -117,7 +117,7 @@ def numbers(name: str) -> tuple[tuple[int, ...], ...]:
 def words(name: str) -> frozenset[str]:
     """The words in a name, without numbers, for a comparison across frameworks."""
     spread = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
-    found = {_SYNONYMS.get(w, w) for w in re.findall(r"[a-z]+", spread.lower())}
+    found = {str(_SYNONYMS.get(w, w)) for w in re.findall(r"[a-z]+", spread.lower())}
     return frozenset(found - _EMPTY)
 
 

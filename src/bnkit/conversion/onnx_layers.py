@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bnkit.conversion.gather import batch_norm_layer
-from bnkit.conversion.kernels import DENSE_IN_OUT, DENSE_OUT_IN
+from bnkit.conversion.kernels import DENSE_IN_OUT, DENSE_OUT_IN, Layout
 from bnkit.conversion.layer import Kind, Layer
 from bnkit.formats import Checkpoint
 
@@ -63,7 +63,9 @@ def _kernel(
         kinds = ("depthwise", "conv")
     scaled = any(attributes.get(a, 1.0) != 1.0 for a in ("alpha", "beta"))
     turned = node["op"] == "Gemm" and attributes.get("transB", 0)
-    layouts = {"dense": DENSE_OUT_IN if turned else DENSE_IN_OUT} if kind == "dense" else {}
+    layouts: dict[Kind, Layout] = {}
+    if kind == "dense":
+        layouts["dense"] = DENSE_OUT_IN if turned else DENSE_IN_OUT
     return Layer(
         name=name,
         kinds=("other",) if scaled or attributes.get("transA") else kinds,

@@ -112,7 +112,7 @@ def transfer_kernel(
     """
     source, target = pair.source, pair.target
     layouts = [
-        side.layout(layer, pair.kind) for side, layer in zip(sides, (source, target), strict=True)
+        side.kernel(layer, pair.kind) for side, layer in zip(sides, (source, target), strict=True)
     ]
     kernel = layouts[0].to_torch(sides[0].read(source.tensors["weight"]))
     notes: list[str] = []

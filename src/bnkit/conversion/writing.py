@@ -127,7 +127,7 @@ def _write_state(state: Mapping[str, Any], ending: str, path: Path) -> None:
             n: v.float().numpy() if _is_narrow(v) else np.asarray(v) for n, v in state.items()
         }
         with path.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 def _is_narrow(value: Any) -> bool:
@@ -147,7 +147,7 @@ def _all_arrays(file: Checkpoint, tensors: Arrays) -> dict[str, np.ndarray]:
 
 def _npz(file: Checkpoint, tensors: Arrays, path: Path) -> None:
     with path.open("wb") as out:
-        np.savez(out, **_all_arrays(file, tensors))
+        np.savez(out, allow_pickle=False, **_all_arrays(file, tensors))
 
 
 def _equinox(file: Checkpoint, tensors: Arrays, path: Path) -> None:

@@ -112,8 +112,9 @@ def _averages_differ(source: tuple, target: tuple) -> bool:
 def _averaging(source: tuple, target: tuple) -> AxisClaim:
     weights = next_weights(*source), next_weights(*target)
     left, right = weights
-    same = left is not None and right is not None
-    same = same and all(abs(a - b) <= _SAME * a for a, b in zip(left, right, strict=True))
+    same = False
+    if left is not None and right is not None:
+        same = all(abs(a - b) <= _SAME * a for a, b in zip(left, right, strict=True))
     shown = [w if w is None else (w[0] if w[0] == w[1] else w) for w in weights]
     if same:
         reason = "the next batch has the same weight"
