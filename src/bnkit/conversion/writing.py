@@ -234,3 +234,5 @@ _WRITERS: dict[str, Callable[[Checkpoint, Arrays, Path], None]] = {
     "equinox": _equinox,
     "onnx": _onnx,
 }
+FORMATS_WRITTEN = tuple(_WRITERS)
+"""Formats of files that can stand as a pattern for a new one; models are written beside."""
