@@ -37,10 +37,9 @@ class Formats(_Table):
         rows = ["| format | what | usual names | written |", "|---|---|---|---|"]
         rows.append("| `torch` | PyTorch state_dict | `.pt`, `.pth`, `.bin` | yes |")
         for name, known in FORMATS.items():
-            written = any(w == name or w.startswith(f"{name}-") for w in FORMATS_WRITTEN)
-            rows.append(
-                f"| `{name}` | {known.title} | {known.files} | {'yes' if written else 'no'} |"
-            )
+            written = "yes" if name in FORMATS_WRITTEN else "no"
+            written = "Equinox's" if name == "npy" and "equinox" in FORMATS_WRITTEN else written
+            rows.append(f"| `{name}` | {known.title} | {known.files} | {written} |")
         return rows
 
 

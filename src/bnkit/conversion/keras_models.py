@@ -168,7 +168,7 @@ def to_keras(layer: Any, *, axis: int | None = None, name: str | None = None) ->
         name=name,
     )
     done = convert(_module_state(layer), spec, keras_spec(made), name=type(layer).__name__)
-    channels = done.state.running_mean.shape[0]
+    channels = np.asarray(done.state.running_mean).shape[0]
     rank = max(2, where + 1, -where + 1)
     shape: list[int | None] = [None] * rank
     shape[where] = channels

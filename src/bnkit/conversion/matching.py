@@ -8,9 +8,11 @@ from math import prod
 from bnkit.conversion.gather import Side
 from bnkit.conversion.layer import Kind, Layer
 from bnkit.conversion.names import numbers, template, words
+from bnkit.conversion.partners import contradiction
 from bnkit.core import ConversionError, InputError
 
 Rules = Mapping[str, str | None]
+ORDER = "order and shape"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ def match(source: Side, target: Side, rules: Rules) -> Matching:
     search.by_rule(rules)
     outside = search.by_name()
     search.by_shape()
+    search.check()
     pairs = search.pairs
     order = {id(layer): i for i, layer in enumerate(target.layers)}
     used, left = {id(p.source) for p in pairs}, {id(p.target) for p in pairs}
@@ -200,6 +203,17 @@ class _Search:
         for group in self._groups():
             self._resolve(*group)
 
+    def check(self) -> None:
+        """Refuse an order that tears batch norms from their kernels."""
+        guessed = {id(p.source) for p in self.pairs if p.how == ORDER}
+        found = contradiction([(p.source, p.target) for p in self.pairs], self.sides)
+        if found is None or not guessed:
+            return
+        same = [p for p in self.pairs if p.how == ORDER and self.fits(p.source, found[1])]
+        if same:
+            why = f"by order, {found[0].name!r} would stand behind another kernel than its own"
+            self._refuse([p.source for p in same], [p.target for p in same], why)
+
     def _groups(self) -> list[tuple[list[Layer], list[Layer]]]:
         """Layers that could be each other's counterparts, in groups without links between them."""
         links = [(s, t) for s in self.free[0] for t in self.free[1] if self.fits(s, t)]
@@ -234,7 +248,7 @@ class _Search:
                 self._refuse(left, right, why if len(left) != len(right) else "order unknown")
                 return
             self._check_order(ordered, also)
-            self._take_all(ordered, also, "order and shape")
+            self._take_all(ordered, also, ORDER)
 
     def _take_all(self, sources: list[Layer], targets: list[Layer], how: str) -> None:
         for s, t in zip(sources, targets, strict=True):
