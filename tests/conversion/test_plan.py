@@ -294,3 +294,42 @@ def test_paths_may_be_text(tmp_path):
     np.savez(tmp_path / "net.npz", **checkpoint())
     assert bnkit.convert(str(tmp_path / "net.npz"), Net()).restored
     assert bnkit.convert(read(tmp_path / "net.npz"), Net()).restored
+
+
+class Flattened(nn.Module):
+    def __init__(self, channels=2, inputs=8):
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 1, bias=False)
+        self.fc = nn.Linear(inputs, 3, bias=False)
+
+
+def flattened_file(channels=2, inputs=8):
+    kernel = np.arange(inputs * 3, dtype=np.float32).reshape(inputs, 3)
+    return {"n/conv2d/kernel": np.ones((1, 1, 1, channels), np.float32), "n/dense/kernel": kernel}
+
+
+def test_a_flattened_map_is_asked_for_whichever_side_keeps_the_order(tmp_path):
+    for inputs in (8, 7):  # also where a concatenation hides the channels
+        with pytest.raises(ConversionError, match="are a flattened map"):
+            bnkit.convert(flattened_file(2, inputs), Flattened(2, inputs), framework="tf1")
+    np.savez(tmp_path / "tf.npz", **flattened_file())
+    with pytest.raises(ConversionError, match=r"perhaps \(2, 2\)"):
+        bnkit.convert(Flattened(), tmp_path / "tf.npz", target_framework="tf1")
+    state = {n: t.numpy() for n, t in Flattened().state_dict().items()}
+    np.savez(tmp_path / "torch.npz", **state)
+    names = {"framework": "torch", "target_framework": "tf1"}
+    with pytest.raises(ConversionError, match="are a flattened map"):
+        bnkit.convert(tmp_path / "torch.npz", tmp_path / "tf.npz", **names)
+    plan = bnkit.convert(
+        tmp_path / "torch.npz", tmp_path / "tf.npz", flatten={"n/dense": (2, 2)}, **names
+    )
+    want = state["fc.weight"].reshape(3, 2, 4).transpose(2, 1, 0).reshape(8, 3)
+    np.testing.assert_array_equal(plan.tensors["n/dense/kernel"], want)
+
+
+def test_pooled_maps_are_not_flattened():
+    plan = bnkit.convert(flattened_file(8), Flattened(8), framework="tf1")
+    assert torch.equal(
+        torch.from_numpy(plan.tensors["fc.weight"]),
+        torch.from_numpy(flattened_file(8)["n/dense/kernel"].T),
+    )

@@ -1,11 +1,11 @@
 """Dense layers behind a flattened feature map, whose inputs frameworks order differently."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from bnkit.conversion.gather import Side
-from bnkit.conversion.layer import Kind, Layer
-from bnkit.conversion.matching import Pair
+from bnkit.conversion.layer import Layer
+from bnkit.conversion.matching import Pair, channels
 from bnkit.core import ConversionError, InputError
 
 Flatten = Mapping[str, Sequence[int] | None]
@@ -18,8 +18,9 @@ def flattened(
     """Spatial sizes of the flattened maps, by the names of the dense layers of the target.
 
     A channels-last framework flattens `(h, w, c)`, a channels-first one `(c, h, w)`. Where one side
-    is of each kind, a dense layer whose inputs are a multiple of the channels of the convolution
-    before it reads a flattened map, and its kernel has to be reordered.
+    is of each kind, a dense layer that has not as many inputs as the convolution or batch norm
+    before it has channels reads a flattened map, and its kernel has to be reordered. Behind
+    another dense layer nothing is flattened.
 
     Args:
         pairs: In the order of the target.
@@ -44,25 +45,44 @@ def flattened(
         raise InputError(msg)
     if sides[0].world.channels_last == sides[1].world.channels_last:
         return {}
-    before: int | None = None
+    walked = 1 if sides[1].ordered or not sides[0].ordered else 0
+    by_layer = {id((p.source, p.target)[walked]): p for p in pairs}
     found: dict[str, tuple[int, ...]] = {}
-    by_target = {id(p.target): p for p in pairs}
-    for layer in sides[1].layers:
-        pair = by_target.get(id(layer))
-        kind = pair.kind if pair else layer.kinds[0]
-        if kind in _CONVOLUTIONS:
-            before = _outputs(layer, kind, sides[1])
-        elif kind == "dense":
-            inputs = _inputs(layer, sides[1])
-            if pair is not None:
-                sizes = _sizes(pair, inputs, before, given)
-                if sizes:
-                    found[layer.name] = sizes
-            before = None
+    for layer, before in _walk(sides[walked]):
+        pair = by_layer.get(id(layer))
+        if pair is not None and pair.kind == "dense":
+            sizes = _sizes(pair, _inputs(pair.target, sides[1]), before, given)
+            if sizes:
+                found[pair.target.name] = sizes
     return found
 
 
-def _sizes(pair: Pair, inputs: int, before: int | None, given: Flatten) -> tuple[int, ...] | None:
+def _walk(side: Side) -> Iterator[tuple[Layer, set[int]]]:
+    """Dense layers, each with the channels that may reach it unflattened; none behind another.
+
+    Without an order those are all channels of the network.
+
+    Yields:
+        The layer, and numbers of channels; none where no map comes before.
+    """
+    widths = {id(x): _channels(x, side) for x in side.layers}
+    every = set().union(*widths.values()) if any(map(_is_map, side.layers)) else set()
+    before: set[int] = set()
+    for layer in side.layers:
+        if layer.kinds[0] == "dense":
+            yield layer, before if side.ordered else every
+            before = set()
+        elif _is_map(layer):
+            before = widths[id(layer)]
+        elif layer.is_batch_norm and before:
+            before = widths[id(layer)]  # behind a concatenation it has more than the convolution
+
+
+def _is_map(layer: Layer) -> bool:
+    return layer.kinds[0] in _CONVOLUTIONS
+
+
+def _sizes(pair: Pair, inputs: int, before: set[int], given: Flatten) -> tuple[int, ...] | None:
     for name in (pair.target.name, pair.source.name):
         if name in given:
             sizes = given[name]
@@ -75,26 +95,32 @@ def _sizes(pair: Pair, inputs: int, before: int | None, given: Flatten) -> tuple
                 )
                 raise ConversionError(msg)
             return tuple(sizes)
-    if before is None or inputs == before or inputs % before:
+    if not before or inputs in before:
         return None
-    area = inputs // before
+    channels = max(before)
+    area = inputs // channels
     side = round(area**0.5)
-    like = f"({side}, {side})" if side * side == area else f"with the product {area}"
+    like = f", perhaps {(side, side)}" if side * side * channels == inputs else ""
     msg = (
         f"{pair.source.name!r} -> {pair.target.name!r}: {inputs} inputs behind a convolution of "
-        f"{before} channels are a flattened map, which source and target order differently. Pass "
-        f"its spatial sizes, perhaps {like}: flatten={{{pair.target.name!r}: (h, w)}}, or None if "
-        "nothing is flattened there."
+        f"{channels} channels are a flattened map, which source and target order differently. Pass "
+        f"its spatial sizes{like}: flatten={{{pair.target.name!r}: (h, w)}}, or None if nothing is "
+        "flattened there."
     )
     raise ConversionError(msg)
 
 
-def _outputs(layer: Layer, kind: Kind, side: Side) -> int | None:
-    layout = side.layout(layer, kind)
-    shape = layout.shape(layer.shapes["weight"]) if layout else None
-    if shape is None:
-        return None
-    return shape[1] if kind == "conv_transpose" else shape[0]
+def _channels(layer: Layer, side: Side) -> set[int]:
+    """Channels of what a layer computes, as far as its shapes tell."""
+    if layer.is_batch_norm:
+        return {channels(layer)}
+    found = set()
+    for kind in layer.kinds:
+        layout = side.layout(layer, kind) if kind != "other" else None
+        shape = layout.shape(layer.shapes["weight"]) if layout else None
+        if shape is not None:
+            found.add(shape[1] if kind == "conv_transpose" else shape[0])
+    return found
 
 
 def _inputs(layer: Layer, side: Side) -> int:
