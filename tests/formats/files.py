@@ -36,7 +36,9 @@ class Stored:
 
     def state(self):
         """The tensors that the framework stored, by its names."""
-        with np.load(self.path.parents[len(self.path.relative_to(DATA).parts) - 2] / "io.npz") as io:
+        with np.load(
+            self.path.parents[len(self.path.relative_to(DATA).parts) - 2] / "io.npz"
+        ) as io:
             return {key[6:]: io[key] for key in io.files if key.startswith("state/")}
 
 
@@ -45,17 +47,17 @@ def stored_files():
     found = []
     for path in sorted(DATA.glob("*/case.json")):
         case = json.loads(path.read_text(encoding="utf-8"))
-        for file in case["files"]:
-            if file["format"] not in _BESIDE and "shard" not in file["role"]:
-                found.append(
-                    Stored(
-                        case["case"],
-                        path.parent / file["path"],
-                        file["format"],
-                        file.get("names", {}),
-                        case,
-                    )
-                )
+        found.extend(
+            Stored(
+                case["case"],
+                path.parent / file["path"],
+                file["format"],
+                file.get("names", {}),
+                case,
+            )
+            for file in case["files"]
+            if file["format"] not in _BESIDE and "shard" not in file["role"]
+        )
     return found
 
 

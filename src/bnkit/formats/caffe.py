@@ -51,7 +51,7 @@ def read_caffe(source: Mapped) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     for layer in layers:
         for number, blob in enumerate(layer["blobs"]):
-            name = f"{layer['name']}/{number}"
+            name = source.named(f"{layer['name']}/{number}", "name of a layer")
             if name in tensors:
                 raise source.error(
                     f"layer {layer['name']!r}", "names that differ", "this one twice"

@@ -84,7 +84,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     Attributes:
         path: The file, or the prefix of a TensorFlow checkpoint.
-        format: The name of its format, a key of `bnkit.formats.FORMATS`.
+        format: The name of its format: a key of `bnkit.formats.FORMATS`; `keras-weights-h5` or
+            `equinox` where the reader of `keras-h5` or `npy` found such a file.
         tensors: What is stored, by name.
         metadata: What the file says beside its tensors: `config` (Keras), `nodes` and `opset`
             (ONNX), `layers` (Caffe), `objects` (TensorFlow 2), and so on.

@@ -35,7 +35,7 @@ def read_flax(source: Mapped) -> Checkpoint:
         raise source.error("document", "a dictionary", f"a {type(document).__name__}")
     tensors: dict[str, StoredTensor] = {}
     others: dict[str, Any] = {}
-    for name, value in _leaves(document, ""):
+    for name, value in _leaves(source, document, ""):
         if name in tensors or name in others:
             raise source.error(f"tensor {name!r:.200}", "names that differ", "this one twice")
         if value is None or isinstance(value, str | memoryview):
@@ -47,13 +47,14 @@ def read_flax(source: Mapped) -> Checkpoint:
     )
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _leaves(source: Mapped, value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    source.named(name, "name of a tensor")
     if isinstance(value, dict) and _CHUNKED not in value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}/{key}" if name else key)
+            yield from _leaves(source, inner, f"{name}/{key}" if name else key)
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{name}/{number}" if name else str(number))
+            yield from _leaves(source, inner, f"{name}/{number}" if name else str(number))
     else:
         yield name, value
 

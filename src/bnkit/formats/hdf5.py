@@ -9,11 +9,12 @@ from bnkit.formats.checkpoint import StoredTensor
 from bnkit.formats.dtypes import SIZES, byte_count, decode
 from bnkit.formats.hdf5_groups import children, is_group
 from bnkit.formats.hdf5_objects import UNDEFINED, Cursor, Header, messages, root_address
-from bnkit.formats.hdf5_values import attributes, dataspace, datatype
+from bnkit.formats.hdf5_values import TextHeaps, attributes, dataspace, datatype
 from bnkit.formats.mapped import Mapped
 
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1 << 18
+_MAX_MESSAGES = 1 << 22  # of all objects together
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT = 0x01, 0x03, 0x07, 0x08
 _COMPACT, _CONTIGUOUS = 0, 1
 
@@ -48,15 +49,19 @@ def read_hdf5(source: Mapped) -> Hdf5:
     """
     found = Hdf5({}, {})
     waiting, seen = [("", root_address(source), 0)], set()
-    objects = 0
+    heaps, objects, read = TextHeaps(source), 0, 0
     while waiting:
         path, address, depth = waiting.pop()
         place = f"object '/{path:.200}'"
+        source.named(path, "path of an object")
         objects += 1
         if depth > _MAX_DEPTH or objects > _MAX_OBJECTS:
             raise source.error(place, f"at most {_MAX_DEPTH} levels", "more, or too many objects")
         headers = messages(source, address, place)
-        texts = attributes(source, headers, place)
+        read += len(headers)
+        if read > _MAX_MESSAGES:
+            raise source.error(place, f"at most {_MAX_MESSAGES} messages", "more")
+        texts = attributes(heaps, headers, place)
         if not is_group(headers):
             if path in found.tensors:
                 raise source.error(place, "names that differ", "this one twice")

@@ -49,11 +49,12 @@ def children(source: Mapped, found: list[Header], place: str) -> Iterator[tuple[
             yield _link(one.data, place)
         elif one.kind == _LINK_INFO:
             cursor = Cursor(one.data, 1, place)
-            cursor.at += 8 if cursor.number(1) & 1 else 0
+            flags = cursor.number(1)
+            cursor.at += 8 if flags & 1 else 0
             if cursor.number(8) != UNDEFINED:
                 raise source.error(
                     place,
-                    "a group as Keras with h5py below 3.15 writes it",
+                    "a group as h5py writes it by default",
                     "one in the newer layout of many links (open it with h5py and write it "
                     "again with libver='earliest')",
                 )

@@ -1,6 +1,6 @@
 """Datatypes, dataspaces and attributes of an HDF5 file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from bnkit.formats.dtypes import MAX_RANK
@@ -10,6 +10,7 @@ from bnkit.formats.mapped import Mapped
 _ATTRIBUTE = 0x0C
 _FIXED, _FLOAT, _STRING, _OPAQUE, _ENUM, _VARIABLE = 0, 1, 3, 5, 8, 9
 _NULL_SPACE = 2
+_MAX_TEXTS = 1 << 20  # looked at in one file
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,67 @@ def dataspace(data: Mapped, place: str) -> tuple[int, ...] | None:
     return tuple(cursor.number(8) for _ in range(rank))
 
 
-def attributes(source: Mapped, found: list[Header], place: str) -> dict[str, str | list[str]]:
+@dataclass
+class TextHeaps:
+    """Text of any length, in the global heaps of a file (section III.E).
+
+    Attributes:
+        source: The file.
+        known: Place and size of the texts of each heap, by its address and their numbers.
+        objects: How many have been looked at.
+    """
+
+    source: Mapped
+    known: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    objects: int = 0
+
+    def text(self, reference: memoryview, place: str) -> memoryview:
+        """Follow a reference.
+
+        Args:
+            reference: As it is stored in an attribute.
+            place: Which attribute, for messages of errors.
+
+        Returns:
+            The bytes of the text.
+
+        Raises:
+            CheckpointError: There is no such text, or far too many.
+        """
+        cursor = Cursor(Mapped(self.source.path, reference, self.source.part), 0, place)
+        length, address, index = cursor.number(4), cursor.number(8), cursor.number(4)
+        if address in (0, UNDEFINED):
+            return memoryview(b"")
+        if address not in self.known:
+            self.known[address] = self._objects(address, place)
+        if index not in self.known[address]:
+            raise self.source.error(place, f"text number {index} in its heap", "none")
+        start, size = self.known[address][index]
+        return self.source.take(start, min(length, size), place)
+
+    def _objects(self, address: int, place: str) -> dict[int, tuple[int, int]]:
+        heap = Cursor(self.source, address, f"{place}, heap")
+        heap.signature(b"GCOL")
+        heap.at += 4
+        end = address + heap.number(8)
+        found: dict[int, tuple[int, int]] = {}
+        while heap.at + 16 <= end:
+            index = heap.number(2)
+            heap.at += 6
+            size = heap.number(8)
+            self.objects += 1
+            if not index or self.objects > _MAX_TEXTS:
+                break
+            found[index] = heap.at, size
+            heap.at += size + -size % 8
+        return found
+
+
+def attributes(heaps: TextHeaps, found: list[Header], place: str) -> dict[str, str | list[str]]:
     """Read the attributes of an object that are text or lists of text.
 
     Args:
-        source: The file.
+        heaps: Of the file.
         found: Messages of the object.
         place: Which object, for messages of errors.
 
@@ -95,13 +152,13 @@ def attributes(source: Mapped, found: list[Header], place: str) -> dict[str, str
     texts = {}
     for one in found:
         if one.kind == _ATTRIBUTE:
-            name, value = _attribute(source, one.data, place)
+            name, value = _attribute(heaps, one.data, place)
             if value is not None:
                 texts[name] = value
     return texts
 
 
-def _attribute(source: Mapped, data: Mapped, place: str) -> tuple[str, str | list[str] | None]:
+def _attribute(heaps: TextHeaps, data: Mapped, place: str) -> tuple[str, str | list[str] | None]:
     """An attribute message (section IV.A.2.m)."""
     cursor = Cursor(data, 0, place)
     version, flags = cursor.number(1), cursor.number(1)
@@ -111,7 +168,7 @@ def _attribute(source: Mapped, data: Mapped, place: str) -> tuple[str, str | lis
     cursor.at += version == 3
     parts = []
     for size in sizes:
-        parts.append(Mapped(source.path, cursor.take(size), source.part))
+        parts.append(Mapped(data.path, cursor.take(size), data.part))
         cursor.at += -size % 8 if version == 1 else 0
     name = data.text(bytes(parts[0].data).partition(b"\0")[0], place)
     place = f"{place}, attribute {name!r:.80}"
@@ -119,33 +176,13 @@ def _attribute(source: Mapped, data: Mapped, place: str) -> tuple[str, str | lis
     if stored.name != "string" or shape is None:
         return name, None
     count = prod(shape)
+    if count > len(data):
+        raise data.error(place, f"at most {len(data)} texts", f"{count}")
     values = cursor.take(count * stored.size) if count else memoryview(b"")
     texts = []
     for number in range(count):
         value = values[number * stored.size : (number + 1) * stored.size]
         if stored.variable:
-            value = _from_heap(source, value, place)
-        texts.append(source.text(bytes(value).partition(b"\0")[0], place))
+            value = heaps.text(value, place)
+        texts.append(data.text(bytes(value).partition(b"\0")[0], place))
     return name, texts if shape else texts[0]
-
-
-def _from_heap(source: Mapped, reference: memoryview, place: str) -> memoryview:
-    """Text of any length, in a global heap (section III.E)."""
-    cursor = Cursor(Mapped(source.path, reference, source.part), 0, place)
-    length, address, index = cursor.number(4), cursor.number(8), cursor.number(4)
-    if address in (0, UNDEFINED):
-        return memoryview(b"")
-    heap = Cursor(source, address, f"{place}, heap")
-    heap.signature(b"GCOL")
-    heap.at += 4
-    end = address + heap.number(8)
-    while heap.at + 16 <= end:
-        found = heap.number(2)
-        heap.at += 6
-        size = heap.number(8)
-        if found == index:
-            return source.take(heap.at, min(length, size), place)
-        if not found:
-            break
-        heap.at += size + -size % 8
-    raise source.error(place, f"text number {index} in its heap", "none")

@@ -111,13 +111,15 @@ def read_keras_shards(source: Mapped) -> Checkpoint:
 
 def _legacy_entry(entry: BatchNormEntry, configs: dict[Path, dict[str, Any]]) -> BatchNormEntry:
     """Name it like the layer, and add its configuration if the file has one of that name."""
+    # The path is that of the layer (a nested model is one), then the name of the variable, which
+    # often repeats the layer, and may begin with the name of the model.
     path = tuple(entry.name.removeprefix("model_weights/").split("/"))
-    if len(path) > 1 and path[0] == path[1]:
-        path = path[1:]  # `layer/layer/gamma`
-    config = configs.get(path) or configs.get(path[-1:])
-    if config is None:
-        return replace(entry, name="/".join(path))
-    return configured("/".join(path), dict(entry.tensors), config)
+    if path[0] == path[-1]:
+        path = path[:1]
+    for known in (path, (path[0], path[-1]), path[:1], path[-1:]):
+        if known in configs:
+            return configured("/".join(known), dict(entry.tensors), configs[known])
+    return replace(entry, name="/".join(path))
 
 
 def _legacy_order(found: Hdf5) -> dict[str, StoredTensor]:

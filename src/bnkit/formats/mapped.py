@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bnkit.core.errors import CheckpointError
 
+_LONGEST_NAME = 4096
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -97,6 +99,23 @@ class Mapped:
             return bytes(data).decode()
         except UnicodeDecodeError as error:
             raise self.error(place, "text in UTF-8", f"the bytes {bytes(data[:12])!r}") from error
+
+    def named(self, name: str, place: str) -> str:
+        """Insist on a name of ordinary length: names are joined, and long ones multiply.
+
+        Args:
+            name: Of a tensor, or the beginning of one.
+            place: What it names, for the message.
+
+        Returns:
+            `name`.
+
+        Raises:
+            CheckpointError: It is longer than 4096 characters.
+        """
+        if len(name) > _LONGEST_NAME:
+            raise self.error(place, f"names of at most {_LONGEST_NAME} characters", f"{len(name)}")
+        return name
 
 
 def map_file(path: Path) -> Mapped:

@@ -8,6 +8,7 @@ from typing import Any
 from bnkit.formats.mapped import Mapped
 
 _MAX_DEPTH = 64
+_MAX_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 class _Reader:
     def __init__(self, source: Mapped, place: str) -> None:
-        self._source, self._place = source, place
+        self._source, self._place, self._count = source, place, 0
 
     def value(self, at: int, depth: int) -> tuple[Any, int]:
         if depth > _MAX_DEPTH:
             raise self._source.error(self._place, f"at most {_MAX_DEPTH} levels", "more")
+        self._count += 1
+        if self._count > _MAX_VALUES:
+            raise self._source.error(self._place, f"at most {_MAX_VALUES} values", "more")
         first = self._source.number(at, 1, self._place)
         if first <= 0x7F or first >= 0xE0:
             return first - 256 * (first >= 0xE0), at + 1

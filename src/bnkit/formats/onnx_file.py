@@ -94,6 +94,7 @@ def read_onnx(source: Mapped) -> Checkpoint:
 
 def _graphs(graph: Message, place: str, depth: int) -> Iterator[tuple[str, Message]]:
     """A graph, then those in its nodes (If, Loop, Scan)."""
+    graph.source.named(place, "names of subgraphs")
     if depth > _MAX_DEPTH:
         raise graph.source.error(place, f"at most {_MAX_DEPTH} graphs in graphs", "more")
     yield place, graph

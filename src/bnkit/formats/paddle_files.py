@@ -46,7 +46,7 @@ def read_pdparams(source: Mapped) -> Checkpoint:
             raise source.error(f"dictionary {prefix!r:.120}", "a tree", "one with two parents")
         seen.add(id(found))
         for key, value in found.items():
-            name = f"{prefix}{key}"
+            name = source.named(f"{prefix}{key}", "name of a tensor")
             array = value[1] if isinstance(value, tuple) and len(value) == 2 else value
             if isinstance(array, PickledArray):
                 if name in tensors:

@@ -12,6 +12,7 @@ from typing import Any
 from bnkit.formats.mapped import Mapped
 
 _MAX_STACK = 1 << 20
+_MAX_INSTRUCTIONS = 1 << 22
 
 
 @dataclass
@@ -96,7 +97,7 @@ class _Machine:
     memo: dict[int, Any] = field(default_factory=dict)
 
     def run(self) -> Any:
-        while True:
+        for _ in range(_MAX_INSTRUCTIONS):
             code = self._number(1)
             if code == 0x2E:  # STOP
                 return self._pop()
@@ -106,6 +107,7 @@ class _Machine:
                 raise self._error(
                     "a pickle of arrays alone", f"the instruction {code:#04x}; it was not run"
                 )
+        raise self._error(f"at most {_MAX_INSTRUCTIONS} instructions", "more")
 
     def _push_constant(self, code: int) -> bool:
         if code in _CONSTANTS:

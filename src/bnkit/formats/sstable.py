@@ -15,7 +15,9 @@ MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
 _TRAILER = 5  # compression and checksum behind each block
 _NONE, _SNAPPY = 0, 1
-_NO_KEY = 1 << 16  # bytes of a key; TensorFlow's names are far shorter
+_LONGEST_KEY = 1 << 14  # bytes; TensorFlow's names are far shorter
+_MAX_ENTRIES = 1 << 20
+_MAX_KEYS = 64  # bytes of all keys for a byte of the file: what two keys share is stored once
 
 
 def table_entries(source: Mapped) -> Iterator[tuple[bytes, Mapped]]:
@@ -35,7 +37,7 @@ def table_entries(source: Mapped) -> Iterator[tuple[bytes, Mapped]]:
         raise source.error("footer", "a table of LevelDB", "another ending")
     _, _, at = _handle(source, footer)  # of a block of filters, which TensorFlow leaves empty
     start, size, _ = _handle(source, at)
-    last, used = None, footer + 1
+    last, used, count, held = None, footer + 1, 0, 0
     for _, value in _block(source, start, size, "list of blocks"):
         start, size, _ = _handle(value, 0)
         used -= size + _TRAILER
@@ -44,7 +46,10 @@ def table_entries(source: Mapped) -> Iterator[tuple[bytes, Mapped]]:
         for key, content in _block(source, start, size, f"block at byte {start}"):
             if last is not None and key <= last:
                 raise source.error(f"block at byte {start}", "ascending keys", f"{key[:80]!r}")
-            last = key
+            last, count, held = key, count + 1, held + len(key)
+            if count > _MAX_ENTRIES or held > _MAX_KEYS * len(source):
+                got = f"{count} of {held} bytes"
+                raise source.error("keys", f"at most {_MAX_ENTRIES}, of ordinary length", got)
             yield key, content
 
 
@@ -65,7 +70,7 @@ def _block(source: Mapped, start: int, size: int, place: str) -> Iterator[tuple[
         shared, at = varint(content, at, place)
         own, at = varint(content, at, place)
         length, at = varint(content, at, place)
-        if shared > len(key) or shared + own > _NO_KEY or at + own + length > end:
+        if shared > len(key) or shared + own > _LONGEST_KEY or at + own + length > end:
             raise source.error(place, "an entry inside its block", "one that is longer")
         key = key[:shared] + bytes(content.data[at : at + own])
         at += own

@@ -58,7 +58,8 @@ def _shortest(source: Mapped, nodes: list[Message]) -> dict[int, str]:
         for number in front:
             for child, name in _children(source, nodes, number):
                 if child not in paths:
-                    paths[child] = f"{paths[number]}.{name}".removeprefix(".")
+                    path = f"{paths[number]}.{name}".removeprefix(".")
+                    paths[child] = source.named(path, "path in the object graph")
                     reached.append(child)
         front = reached
     for node in nodes:
