@@ -7,6 +7,7 @@ multiplier of a depthwise convolution. PyTorch has `(o, i/g, s)`, transposed `(i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,9 +32,12 @@ class Layout:
 
     def shape(self, stored: Shape) -> Shape | None:
         """The shape in PyTorch's layout; None if a kernel of that rank is not stored so."""
-        if len(stored) not in self.ranks:
-            return None
-        return self.to_torch(np.broadcast_to(np.float32(0), stored)).shape
+        return _shape(self, tuple(stored)) if len(stored) in self.ranks else None
+
+
+@lru_cache(4096)
+def _shape(layout: Layout, stored: Shape) -> Shape:
+    return layout.to_torch(np.broadcast_to(np.float32(0), stored)).shape
 
 
 def _last_first(array: np.ndarray) -> np.ndarray:
