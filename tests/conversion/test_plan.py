@@ -206,6 +206,15 @@ def test_specifications_by_layer_and_by_name():
         bnkit.convert(file, Net(), spec="keras3,epsilon=1")
 
 
+def test_defaults_that_were_assumed_are_shown(tmp_path):
+    np.savez(tmp_path / "net.npz", **checkpoint())
+    plan = bnkit.convert(Net(), tmp_path / "net.npz")
+    assert "target: default of tf-layers-fused" in str(plan)
+    assert "default of" not in str(bnkit.convert(Net(), Net()))
+    specification = plan.to_dict()["layers"][1]["specification"]
+    assert specification == {"source": "stored", "target": "default of tf-layers-fused"}
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(InputError, match=r"unknown framework 'tensorlow'\. Known: torch, tf1"):
         bnkit.convert(checkpoint(), Net(), framework="tensorlow")

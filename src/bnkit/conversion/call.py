@@ -203,13 +203,13 @@ def _transfer(
         return transfer_kernel(pair, sides, sizes.get(pair.target.name))
     source, origin = spec_of(pair.source, options.spec, sides[0].world)
     pair = replace(pair, source=with_unnamed(pair.source, source))
-    target, _ = spec_of(pair.target, options.target_spec, sides[1].world)
+    target, target_origin = spec_of(pair.target, options.target_spec, sides[1].world)
     statistics = {pair.target.tensors.get(r) for r in ("running_mean", "running_var")}
     affine_only = bool(statistics) and statistics <= kept
     done = transfer_batch_norm(
         pair, sides, (source, target), count=options.count, affine_only=affine_only
     )
-    return replace(done, origin=origin)
+    return replace(done, origin=origin, target_origin=target_origin)
 
 
 def _without(done: Transfer, kept: set[str]) -> Transfer:

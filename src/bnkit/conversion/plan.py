@@ -181,6 +181,8 @@ def _cells(t: Transfer) -> tuple[str, ...]:
     notes = "; ".join(t.notes)
     if t.origin.startswith("default"):
         notes = f"{notes}; {t.origin}".removeprefix("; ")
+    if t.target_origin.startswith("default"):
+        notes = f"{notes}; target: {t.target_origin}".removeprefix("; ")
     target = t.pair.target.name or "(the layer)"
     return (target, source, t.pair.kind.replace("_", " "), shape, t.pair.how, notes)
 
@@ -215,7 +217,7 @@ def _plain(t: Transfer) -> dict[str, Any]:
             for c in step.claims
             if not (c.statistics and c.output)
         ]
-        found["specification"] = t.origin
+        found["specification"] = {"source": t.origin, "target": t.target_origin}
     return found
 
 

@@ -32,7 +32,8 @@ class Transfer:
         notes: What was done beside copying.
         conversion: Of a batch norm, what is proved of it.
         specs: Of a batch norm, what source and target mean by it.
-        origin: Where the specification of the source comes from.
+        origin: Where the specification of the source comes from: given, stored, or a default.
+        target_origin: The same of the target.
     """
 
     pair: Pair
@@ -41,6 +42,7 @@ class Transfer:
     conversion: Conversion | None = None
     specs: tuple[BatchNormSpec, BatchNormSpec] | None = None
     origin: str = ""
+    target_origin: str = ""
 
 
 def transfer_batch_norm(
