@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "conversions",
     "docstrings",
     "doctor_rules",
     "mathml",

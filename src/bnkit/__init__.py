@@ -12,10 +12,12 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "BatchNormError": "bnkit.core.errors",
     "BatchNormSpec": "bnkit.core.spec",
+    "ConversionPlan": "bnkit.conversion",
     "Diagnosis": "bnkit.doctor.diagnosis",
     "Moments": "bnkit.core.moments",
     "Recalibration": "bnkit.recalibration",
     "RunningStats": "bnkit.core.running",
+    "convert": "bnkit.conversion",
     "core": "bnkit.core",
     "diagnose": "bnkit.doctor.diagnosing",
     "doctor": "bnkit.doctor",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from bnkit import functional as functional
     from bnkit import lab as lab
     from bnkit import nn as nn
+    from bnkit.conversion import ConversionPlan as ConversionPlan
+    from bnkit.conversion import convert as convert
     from bnkit.core.errors import BatchNormError as BatchNormError
     from bnkit.core.frameworks import preset as preset
     from bnkit.core.moments import Moments as Moments

@@ -45,6 +45,11 @@ app.command(
     help="Estimate the statistics of a checkpoint anew, from data.",
 )
 app.command(
+    "bnkit.cli.convert:convert",
+    name="convert",
+    help="Move a checkpoint into a model or file of another framework; inference is equal.",
+)
+app.command(
     "bnkit.cli.spec:spec",
     name="spec",
     help="What each framework means by batch norm, and where two of them differ.",

@@ -1,5 +1,7 @@
 """The mathematics of batch normalization on arrays of any namespace; it knows no framework."""
 
+from bnkit.core.convert import Conversion as Conversion
+from bnkit.core.convert import convert_state as convert_state
 from bnkit.core.correction import corrected as corrected
 from bnkit.core.errors import BatchNormError as BatchNormError
 from bnkit.core.errors import BatchNormWarning as BatchNormWarning
@@ -45,6 +47,10 @@ from bnkit.core.normalize import normalize_double_backward as normalize_double_b
 from bnkit.core.normalize import normalize_eval_backward as normalize_eval_backward
 from bnkit.core.normalize import normalize_jvp as normalize_jvp
 from bnkit.core.normalize import scale_shift as scale_shift
+from bnkit.core.one_step import AxisClaim as AxisClaim
+from bnkit.core.one_step import OneStep as OneStep
+from bnkit.core.one_step import next_weights as next_weights
+from bnkit.core.one_step import one_step as one_step
 from bnkit.core.population import PopulationStatistics as PopulationStatistics
 from bnkit.core.population import population_statistics as population_statistics
 from bnkit.core.presets import BNKIT as BNKIT
@@ -86,3 +92,7 @@ from bnkit.core.spec import Effect as Effect
 from bnkit.core.spec import SpecDifference as SpecDifference
 from bnkit.core.spec import difference as difference
 from bnkit.core.spec import spec_fields as spec_fields
+from bnkit.core.state import BatchNormState as BatchNormState
+from bnkit.core.state import Inference as Inference
+from bnkit.core.state import flat_state as flat_state
+from bnkit.core.state import read_state as read_state

@@ -26,7 +26,7 @@ class NonFiniteError(BatchNormError, ArithmeticError):
 
 
 class ConversionError(BatchNormError, TypeError):
-    """A module that cannot be replaced without losing behaviour."""
+    """A module or state that cannot be replaced or converted without losing behaviour."""
 
 
 class SynchronizationError(BatchNormError, RuntimeError):

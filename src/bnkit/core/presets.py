@@ -124,6 +124,7 @@ MXNET_OP = replace(MXNET, eps=1e-3, weight_fixed=True)
 CAFFE = BatchNormSpec(
     ema_weight=0.001,
     debias="both",
+    stored_average="sum",
     initial_var=0.0,
     single_value="zero",
     has_weight=False,

@@ -63,6 +63,9 @@ class BatchNormSpec:
     debias: Literal["none", "mean", "both"] = _axis(
         3, "none", Effect.INFERENCE, "statistics divided by 1 - (1 - ema_weight)^t before use"
     )
+    stored_average: Literal["average", "sum"] = _axis(
+        3, "average", Effect.STORAGE, "sum = of weighted batches, with the sum of weights beside it"
+    )
     initial_mean: float = _axis(3, 0.0, Effect.UPDATE, "running mean before the first batch")
     initial_var: float = _axis(3, 1.0, Effect.UPDATE, "running variance before the first batch")
     train_statistics: Literal["batch", "updated_running", "running", "blend", "renorm"] = _axis(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -143,6 +144,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _read_safetensors(path)
     if path.suffix not in _ENDINGS:
         msg = f"{str(path)!r}: {_EXPECTED}, got the ending {path.suffix!r}."
+        raise InputError(msg)
+    if is_zipfile(path) and _is_script(path):
+        msg = (
+            f"{str(path)!r}: {_EXPECTED}, got a TorchScript archive, which holds code; it was not "
+            "read. Save its tensors: torch.save(torch.jit.load(...).state_dict(), 'new.pt')."
+        )
         raise InputError(msg)
     try:
         with warnings.catch_warnings():
@@ -283,6 +290,14 @@ def _written(path: Path, content: Any, metadata: dict[str, str] | None = None) -
         advice="Choose another place.",
         errors=(RuntimeError, SafetensorError),
     )
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (BadZipFile, OSError):
+        return False  # the reader says what is wrong with it
 
 
 def _like(tensor: Tensor, old: Tensor | None) -> Tensor:
