@@ -94,7 +94,7 @@ def batch_norm_step(
         direct = update if kernel.updates and _can_write(update, x) else None
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             if inplace and not_in_place(x, affine) is None:
-                y, statistics = apply_in_place(tensors, kernel, affine, direct, _gradients)
+                y, statistics = apply_in_place(tensors, kernel, affine, direct, gradients)
             else:
                 found: list[Any] = []
                 y = _apply_eager(*tensors, (kernel, affine, direct, found))
@@ -188,10 +188,10 @@ class _Train(Function):
             return (None,) * 7
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
-        return *_gradients(grads[0], x, affine, (mean, m2)), None, None, None
+        return *gradients(grads[0], x, affine, (mean, m2)), None, None, None
 
 
-def _gradients(
+def gradients(
     grad: Tensor,
     x: Tensor,
     affine: Affine,
@@ -254,7 +254,7 @@ class _TrainEager(Function):
         x, weight, bias, residual = ctx.saved_tensors
         kernel, eps, act, statistics = ctx.rest
         affine = Affine(weight, bias, eps, residual, act)
-        return *_gradients(grads[0], x, affine, statistics, kernel), None
+        return *gradients(grads[0], x, affine, statistics, kernel), None
 
 
 # Function.apply without its preparations for torch.func, which is ruled out before
