@@ -1,5 +1,6 @@
 """The CPU kernel on a batch of which only some positions count, where they lie in memory."""
 
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from bnkit.ops.kernels.memory import TYPES, addresses, converted, known_memory, 
 from bnkit.ops.registry import Affine, Train
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """Which positions count.
 
     Attributes:
