@@ -34,6 +34,8 @@ class DomainBatchNorm(nn.Module):
         InputError: An unknown domain, none at all, or parts that do not make up the batch.
     """
 
+    not_plain = "keep_domain_(model, name) puts the batch norm of one domain in its place"
+
     def __init__(self, norms: Mapping[str, nn.Module], default: Domain | None = None) -> None:
         super().__init__()
         check_names(type(self).__name__, tuple(norms))

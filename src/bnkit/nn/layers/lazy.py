@@ -34,6 +34,7 @@ _STATISTICS = ("running_mean", "running_var")
 class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
     """Any of our layers before it knows its channels; `cls_to_become` says which."""
 
+    not_plain = "it has not seen its first input"
     cls_to_become: Any
     on_nonfinite: NonFinitePolicy = "skip"
     # arguments that torch's layers do not have; a layer that was torch's has none
@@ -43,7 +44,7 @@ class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
         # of one channel: refuses what the layer itself would refuse, and knows the defaults
         sketch = self.cls_to_become(1, *args, **kwargs)
         like = next(chain(sketch.parameters(), sketch.buffers()), None)
-        place = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         super().__init__(
             sketch.eps,
             sketch.momentum,
@@ -51,7 +52,7 @@ class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
             sketch.track_running_stats,
             **place,
             bias=sketch.bias is not None,
-        )
+        )  # pyright: ignore[reportCallIssue]
         self.on_nonfinite = sketch.on_nonfinite
         self._options = {k: v for k, v in kwargs.items() if k not in _OF_TORCH}
         for name, buffer in sketch._buffers.items():
@@ -66,8 +67,9 @@ class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
         if not isinstance(values, Tensor):
             BatchNormBase._as_leaf(self, where, values, None)  # pyright: ignore[reportArgumentType]
         check_rank(where, values, self.cls_to_become.ranks)
-        for name in [k for k, b in self._buffers.items() if is_lazy(b) and k not in _STATISTICS]:
-            del self._buffers[name]  # torch's reset waits until nothing is lazy
+        for name, buffer in list(self._buffers.items()):
+            if name not in _STATISTICS and buffer is not None and is_lazy(buffer):
+                del self._buffers[name]  # torch's reset waits until nothing is lazy
         thaw = self.__dict__.pop("_thaw", None)  # a frozen layer would not be initialized
         super().initialize_parameters(values)
         if thaw is not None:

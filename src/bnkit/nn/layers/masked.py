@@ -25,6 +25,11 @@ Values = Float[Tensor, "n c *spatial"]
 class _Masked(BatchNormBase):
     """What the masked layers add to the plain ones."""
 
+    not_plain = (
+        "without a mask it is plain batch norm, and with one its caller passes what a plain layer "
+        "does not take"
+    )
+
     def forward(
         self,
         input: Values | PackedSequence,
