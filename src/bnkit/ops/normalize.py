@@ -279,10 +279,10 @@ class _EvalEager(Function):
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
         wanted = ctx.needs_input_grad
-        if residual is None and frozen.takes(grads[0], x, affine):
+        if frozen.takes(grads[0], x, affine):
             parts = wanted[0], wanted[3], wanted[4]
-            by_x, by_weight, by_bias = frozen.backward(grads[0], x, affine, (mean, var), parts)
-            return (by_x, None, None, by_weight, by_bias, *(None,) * 4)
+            by_x, *rest = frozen.backward(grads[0], x, affine, (mean, var), parts)
+            return (by_x, None, None, *rest, *(None,) * 3)
         n = max(reference.count(x), 1)
         at = reference.normalized(x, affine, Moments(n, mean, var * n))
         grad = upcast(xp, grads[0])

@@ -44,7 +44,7 @@ class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
         # of one channel: refuses what the layer itself would refuse, and knows the defaults
         sketch = self.cls_to_become(1, *args, **kwargs)
         like = next(chain(sketch.parameters(), sketch.buffers()), None)
-        place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        place: Any = {} if like is None else {"device": like.device, "dtype": like.dtype}
         super().__init__(
             sketch.eps,
             sketch.momentum,
@@ -52,12 +52,13 @@ class _Lazy(WithPolicy, torch.nn.modules.batchnorm._LazyNormBase):
             sketch.track_running_stats,
             **place,
             bias=sketch.bias is not None,
-        )  # pyright: ignore[reportCallIssue]
+        )
         self.on_nonfinite = sketch.on_nonfinite
         self._options = {k: v for k, v in kwargs.items() if k not in _OF_TORCH}
         for name, buffer in sketch._buffers.items():
             if name not in self._buffers:  # so that it can be loaded
-                blank = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+                place = {"device": buffer.device, "dtype": buffer.dtype}
+                blank = UninitializedBuffer(**place)  # pyright: ignore[reportCallIssue]
                 self.register_buffer(name, blank)
 
     def initialize_parameters(self, input: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002

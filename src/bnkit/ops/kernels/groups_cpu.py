@@ -78,7 +78,7 @@ def backward(
     for step, number, shape, (parts, partial) in _groups(x, bounds):
         statistics = means + number, means + number + one
         places = at + step, start + step, 0, into + step, 0, weight, bias, *statistics
-        numbers = *shape, affine.eps, affine.act.slope
+        numbers = *shape, False, affine.eps, affine.act.slope
         region_of = regions.BACKWARD.pack(*places, sums + number, partial, *numbers)
         openmp.run(region, parts, region_of)
     by_weight, by_bias = by_parameters.sum(0)

@@ -1,6 +1,6 @@
 """The CPU kernel: Numba loops over planes (NCHW) or rows (NHWC) of the memory of a tensor."""
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -126,8 +126,16 @@ def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     return y
 
 
-def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor) -> Backward:
-    """Gradients of the training form."""
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    affine: Affine,
+    mean: Tensor,
+    m2: Tensor,
+    *,
+    frozen: bool = False,
+) -> Backward:
+    """Gradients of the training form; `frozen`: of the form with constants as statistics."""
     openmp, regions, _ = modules()
     memory = known_memory(x)
     if not same_memory(x, grad_y):
@@ -140,7 +148,7 @@ def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor
     places = addresses(
         grad_y, x, affine.residual, grad_x, grad_residual, *given, by_parameters, partial
     )
-    numbers = *memory.shape, memory.rows, affine.eps, affine.act.slope
+    numbers = *memory.shape, memory.rows, frozen, affine.eps, affine.act.slope
     region = regions.backward_region(*variant_of(x, affine))
     openmp.run(region, parts, regions.BACKWARD.pack(*places, *numbers))
     return Backward(grad_x, by_parameters[0], by_parameters[1], grad_residual)
@@ -185,4 +193,13 @@ def computed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty(shape, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
 
 
-NUMBA = Kernel("numba", refuses, train, backward, evaluate, moments, updates=True)
+NUMBA = Kernel(
+    "numba",
+    refuses,
+    train,
+    backward,
+    evaluate,
+    moments,
+    updates=True,
+    frozen=partial(backward, frozen=True),
+)

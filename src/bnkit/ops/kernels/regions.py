@@ -53,9 +53,9 @@ TRAIN = layout(16, 3)
 counters of batches and of those left out, skip; eps, slope, weight of the batch."""
 EVALUATE = layout(11, 2)
 """x, added, y, weight, bias, mean, var; n, c, s, by rows; eps, slope."""
-BACKWARD = layout(15, 2)
+BACKWARD = layout(16, 2)
 """grad, x, added, grad_x, grad_added, weight, bias, mean, m2, by_weight_and_bias, partial;
-n, c, s, by rows; eps, slope."""
+n, c, s, by rows, frozen; eps, slope."""
 
 
 @compiled
@@ -211,10 +211,13 @@ def evaluate_region(stored: Any, dtype: Any, act: str, residual: bool) -> Region
 
 @compiled
 def lines(channels: Any, values: int, found: Any, invstd: Any, affine: Any) -> None:
-    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat."""
+    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat.
+
+    Statistics that are constants have no `values` behind them: 0, and both rows are 0.
+    """
     for ch in range(channels[0], channels[1]):
         found[0, ch] *= invstd[ch]
-        factor = affine[1, ch] / values
+        factor = affine[1, ch] / values if values else 0.0
         affine[3, ch] = -factor * invstd[ch] * found[0, ch]
         affine[4, ch] = -factor * found[1, ch]
 
@@ -231,7 +234,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
     mean = carray(pointer(a[7]), c, dtype)
     m2 = carray(pointer(a[8]), c, dtype)
     by_parameters = carray(pointer(a[9]), (2, c), dtype)
-    numbers = a[15:17].view(np.float64)
+    numbers = a[16:18].view(np.float64)
     eps, slope = numbers[0], dtype(numbers[1])
     m = n * s
     affine = room(5, c, np.empty(0, dtype))
@@ -247,7 +250,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
         found = np.zeros((2, c), np.float64)
         for i in range(parts):
             add_columns(partial[i], found)
-        lines((0, c), m, found, invstd, affine)
+        lines((0, c), 0 if a[15] else m, found, invstd, affine)
         if part == 0:
             copy(found, 0, by_parameters)
         rows(grad, x, added, (grad_x, grad_added), mine, c, affine, slope)
@@ -258,7 +261,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
     for start in range(begin, end, block):
         channels = (start, min(start + block, end))
         plane_sums(grad, x, added, (n, c, s), channels, affine, found, slope)
-        lines(channels, m, found, invstd, affine)
+        lines(channels, 0 if a[15] else m, found, invstd, affine)
         planes(grad, x, added, (grad_x, grad_added), (n, c, s), channels, affine, slope)
         for ch in range(channels[0], channels[1]):
             by_parameters[0, ch] = found[0, ch]
