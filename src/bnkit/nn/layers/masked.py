@@ -195,7 +195,9 @@ def _spread(where: Where, name: str, given: Any, input: Tensor) -> Tensor:
             return given.unsqueeze(1)
         if tuple(given.shape) == (batch, 1, *spatial):
             return given
-    got = f"{tuple(given.shape)} on {given.device}" if isinstance(given, Tensor) else repr(given)
+    got = f"a {type(given).__name__}, which torch.as_tensor would make a tensor"
+    if isinstance(given, Tensor):
+        got = f"{tuple(given.shape)} on {given.device}"
     msg = (
         f"{where()}: expected a {name} of shape {(batch, *spatial)} on {input.device}, one entry a "
         f"position of the input of shape {tuple(input.shape)}, got {got}. Was the sequence "
