@@ -35,6 +35,7 @@ lab.command("bnkit.cli.faults:faults", name="faults", help="The doctor on plante
 lab.command("bnkit.cli.lab:catalogue", name="list", help="List the experiments.")
 app.command(lab)
 app.command("bnkit.cli.bench:app", name="bench", help="How fast, beside torch and a plain copy.")
+app.command("bnkit.cli.prepare:prepare", name="prepare", help="Compile the CPU kernels now.")
 app.command("bnkit.cli.doctor:doctor", name="doctor", help="Find what ruins a network.")
 app.command("bnkit.cli.fix:fix", name="fix", help="Mend what the doctor found, into a new file.")
 app.command("bnkit.cli.rules:explain", name="explain", help="The page of a rule of the doctor.")

@@ -25,6 +25,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "ablation": "initialization x learning rate",
         "twins": "twin networks on digits",
         "write": "page and figures",
+        "compile": "compiling",
     },
     "zh": {
         "load": "加载 torch",
@@ -32,6 +33,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "ablation": "初始化 x 学习率",
         "twins": "手写数字上的孪生网络",
         "write": "页面与图片",
+        "compile": "编译",
     },
 }
 

@@ -3,6 +3,7 @@
 from bnkit.core.correction import corrected as corrected
 from bnkit.core.errors import BatchNormError as BatchNormError
 from bnkit.core.errors import BatchNormWarning as BatchNormWarning
+from bnkit.core.errors import CertificateError as CertificateError
 from bnkit.core.errors import ConversionError as ConversionError
 from bnkit.core.errors import EmptyBatchWarning as EmptyBatchWarning
 from bnkit.core.errors import FrozenWarning as FrozenWarning

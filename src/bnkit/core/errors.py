@@ -33,6 +33,10 @@ class PolicyError(BatchNormError, ValueError):
     """A statistics policy that does not exist, or that a layer cannot have."""
 
 
+class CertificateError(BatchNormError, ValueError):
+    """A guarantee was asked for that nothing would stand behind."""
+
+
 class OutputError(BatchNormError, OSError):
     """A result that cannot be written where it was asked for."""
 

@@ -21,6 +21,7 @@ from bnkit.ops.normalize import batch_norm_step as batch_norm_step
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train
 from bnkit.ops.pooled import Pool as Pool
 from bnkit.ops.pooled import batch_norm_pooled as batch_norm_pooled
+from bnkit.ops.prepare import prepare as prepare
 from bnkit.ops.registry import Explanation as Explanation
 from bnkit.ops.registry import KernelUnavailableError as KernelUnavailableError
 from bnkit.ops.registry import explain as explain

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from bnkit.ops.kernels.compiled import compiled, specialized
-from bnkit.ops.kernels.rows import rows_backward, rows_forward, rows_moments, rows_sums
+from bnkit.ops.kernels.row_moments import rows_moments
+from bnkit.ops.kernels.row_sums import rows_sums
+from bnkit.ops.kernels.rows import rows_backward, rows_forward
 
 # what these names mean is set anew for each variant of a loop: `specialized`
 loop: Any = None

@@ -3,8 +3,8 @@
 A block of neighbouring channels is worked through at a time: its statistics, then its output.
 The second reading then comes from the cache, and memory is read once and written once.
 
-Deviations from a center are summed over a few short planes, or a piece of a long one, once
-themselves and once squared, and merged in double precision (Chan, Golub & LeVeque 1983; theory
+Deviations from a center are summed over a few short planes, or a long one, once themselves and once
+squared, and merged in double precision (Chan, Golub & LeVeque 1983; theory
 page, equation 9). The center is near the mean so far, and near that of the first plane at the
 start. One far from its planes costs no digits of the result: the distance is then part of the
 variance itself.
@@ -33,10 +33,12 @@ from bnkit.ops.kernels.vector import (
     widen,
 )
 
-# Values summed around one center: at least so many, of at most so many planes (more would fight
-# for the same lines of the first cache), and of a long plane at most so many.
+# Short planes are summed together up to so many values, of at most so many planes: more would
+# fight for the same lines of the first cache.
 _TOGETHER = 1024
 _PLANES = 8
+# A long plane is read from its beginning to its end, which the prefetchers follow best; after so
+# many values its sums enter double precision.
 _PIECE = 2048
 
 # what these names mean is set anew for each variant of a loop: `specialized`
@@ -65,29 +67,35 @@ def _deviations(x: Any, first: int, planes: Any, s: int, center: Any) -> Any:
     """
     size = lanes(x)
     c, zero = spread(center), spread(number(x, 0))
-    a = widen(zero)
+    a, q = widen(zero), widen(zero)
     q0, q1, q2, q3 = zero, zero, zero, zero
     for i in range(planes[0]):
         k = first + i * planes[1]
-        end = k + s
-        while k + 4 * size <= end:
-            d0, d1 = load(x, k) - c, load(x, k + size) - c
-            d2, d3 = load(x, k + 2 * size) - c, load(x, k + 3 * size) - c
-            a += widen((d0 + d1) + (d2 + d3))
-            q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
-            k += 4 * size
-        few = zero
-        while k + size <= end:
-            d0 = load(x, k) - c
-            few += d0
-            q0, q1, q2, q3 = q1, q2, q3, fma(d0, d0, q0)
-            k += size
-        if k < end:
-            d1 = keep(load_part(x, k, end - k) - c, end - k)
-            few += d1
-            q1 = fma(d1, d1, q1)
-        a += widen(few)
-    return total(a), total((q0 + q1) + (q2 + q3))
+        last = k + s
+        while k < last:
+            end = min(k + _PIECE, last)
+            while k + 4 * size <= end:
+                d0, d1 = load(x, k) - c, load(x, k + size) - c
+                d2, d3 = load(x, k + 2 * size) - c, load(x, k + 3 * size) - c
+                a += widen((d0 + d1) + (d2 + d3))
+                q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
+                k += 4 * size
+            few = zero
+            while k + size <= end:
+                d0 = load(x, k) - c
+                few += d0
+                q0, q1, q2, q3 = q1, q2, q3, fma(d0, d0, q0)
+                k += size
+            if k < end:
+                d1 = keep(load_part(x, k, end - k) - c, end - k)
+                few += d1
+                q1 = fma(d1, d1, q1)
+                k = end
+            a += widen(few)
+            if s > _PIECE:
+                q += widen((q0 + q1) + (q2 + q3))
+                q0, q1, q2, q3 = zero, zero, zero, zero
+    return total(a), total(q) + total((q0 + q1) + (q2 + q3))
 
 
 @compiled
@@ -103,8 +111,8 @@ def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any, center
         centers: Room for a value per channel, in the precision of the computation.
     """
     n, c, s = shape
-    piece = min(s, _PIECE)
     group = max(1, min(_PLANES, _TOGETHER // s))
+    piece = min(s, _PIECE)
     for ch in range(channels[0], channels[1]):
         value = total(load_part(x, ch * s, 1))
         a, q = _deviations(x, ch * s, (1, 0), piece, number(x, value))
@@ -114,19 +122,17 @@ def planes_moments(x: Any, shape: Any, channels: Any, mean: Any, m2: Any, center
     count = 0.0
     for i in range(0, n, group):
         planes = min(group, n - i)
-        for k in range(0, s, piece):
-            length = min(piece, s - k)
-            values = planes * length
-            inverse, share, every = 1.0 / values, values / (count + values), 1 / (count + values)
-            for ch in range(channels[0], channels[1]):
-                center = centers[ch]
-                a, q = _deviations(x, (i * c + ch) * s + k, (planes, c * s), length, center)
-                left = a * inverse
-                delta = center + left - mean[ch]
-                mean[ch] += delta * share
-                m2[ch] += (q - a * left) + delta * delta * (count * share)
-                centers[ch] = center_near(x, mean[ch], m2[ch] * every)
-            count += values
+        values = planes * s
+        inverse, share, every = 1.0 / values, values / (count + values), 1 / (count + values)
+        for ch in range(channels[0], channels[1]):
+            center = centers[ch]
+            a, q = _deviations(x, (i * c + ch) * s, (planes, c * s), s, center)
+            left = a * inverse
+            delta = center + left - mean[ch]
+            mean[ch] += delta * share
+            m2[ch] += (q - a * left) + delta * delta * (count * share)
+            centers[ch] = center_near(x, mean[ch], m2[ch] * every)
+        count += values
 
 
 def _planes_forward(
@@ -186,33 +192,38 @@ def _run_sums(
 ) -> Any:
     size = lanes(x)
     m, w, b = spread(line[0]), spread(line[1]), spread(line[2])
-    zero = spread(slope) - spread(slope)
+    steep, zero = spread(slope), spread(number(x, 0))
+    p, q = widen(zero), widen(zero)
     p0, p1, q0, q1 = zero, zero, zero, zero
-    steep = spread(slope)
     for i in range(planes[0]):
         k = first + i * planes[1]
-        end = k + s
-        while k + 2 * size <= end:
-            d0, d1 = load(x, k) - m, load(x, k + size) - m
-            z0, z1 = fma(d0, w, b), fma(d1, w, b)
-            if residual:
-                z0 += load(added, k)
-                z1 += load(added, k + size)
-            g0 = carry(x, load(grad, k), z0, steep)
-            g1 = carry(x, load(grad, k + size), z1, steep)
-            p0, p1 = fma(g0, d0, p0), fma(g1, d1, p1)
-            q0, q1 = q0 + g0, q1 + g1
-            k += 2 * size
-        while k < end:
-            left = end - k
-            d0 = keep(load_part(x, k, left) - m, left)
-            z0 = fma(d0, w, b)
-            if residual:
-                z0 += load_part(added, k, left)
-            g0 = keep(carry(x, load_part(grad, k, left), z0, steep), left)
-            p0, q0 = fma(g0, d0, p0), q0 + g0
-            k += size
-    return total(p0 + p1), total(q0 + q1)
+        last = k + s
+        while k < last:
+            end = min(k + _PIECE, last)
+            while k + 2 * size <= end:
+                d0, d1 = load(x, k) - m, load(x, k + size) - m
+                z0, z1 = fma(d0, w, b), fma(d1, w, b)
+                if residual:
+                    z0 += load(added, k)
+                    z1 += load(added, k + size)
+                g0 = carry(x, load(grad, k), z0, steep)
+                g1 = carry(x, load(grad, k + size), z1, steep)
+                p0, p1 = fma(g0, d0, p0), fma(g1, d1, p1)
+                q0, q1 = q0 + g0, q1 + g1
+                k += 2 * size
+            while k < end:
+                left = end - k
+                d0 = keep(load_part(x, k, left) - m, left)
+                z0 = fma(d0, w, b)
+                if residual:
+                    z0 += load_part(added, k, left)
+                g0 = keep(carry(x, load_part(grad, k, left), z0, steep), left)
+                p0, q0 = fma(g0, d0, p0), q0 + g0
+                k += size
+            if s > _PIECE:
+                p, q = p + widen(p0 + p1), q + widen(q0 + q1)
+                p0, p1, q0, q1 = zero, zero, zero, zero
+    return total(p) + total(p0 + p1), total(q) + total(q0 + q1)
 
 
 @cache
@@ -225,21 +236,17 @@ def _planes_sums(
     grad: Any, x: Any, added: Any, shape: Any, channels: Any, affine: Any, found: Any, slope: Any
 ) -> None:
     n, c, s = shape
-    piece = min(s, _PIECE)
     group = max(1, min(_PLANES, _TOGETHER // s))
     for ch in range(channels[0], channels[1]):
         found[0, ch] = 0.0
         found[1, ch] = 0.0
     for i in range(0, n, group):
         planes = (min(group, n - i), c * s)
-        for k in range(0, s, piece):
-            length = min(piece, s - k)
-            for ch in range(channels[0], channels[1]):
-                first = (i * c + ch) * s + k
-                line = affine[0, ch], affine[1, ch], affine[2, ch]
-                p, q = sums(grad, x, added, first, planes, length, line, slope)
-                found[0, ch] += p
-                found[1, ch] += q
+        for ch in range(channels[0], channels[1]):
+            line = affine[0, ch], affine[1, ch], affine[2, ch]
+            p, q = sums(grad, x, added, (i * c + ch) * s, planes, s, line, slope)
+            found[0, ch] += p
+            found[1, ch] += q
 
 
 @cache

@@ -1,141 +1,25 @@
-"""Loops over rows of channels: `(m, c)` with contiguous rows, as NHWC, NLC and `(N, C)` are.
+"""Loops that write rows of channels: `(m, c)` with contiguous rows, as NHWC, NLC and `(N, C)` are.
 
-Deviations from a center are summed over blocks of rows, once themselves and once squared: a few
-terms in the precision of x, the rest in double precision, in which blocks are merged too (theory
-page, equation 9). The center is near the mean so far, and near that of the first rows at the
-start. One far from its block costs no digits of the result: the distance is then part of the
-variance itself.
-
-Several rows are read side by side, so that a sum is loaded and stored once for all of them.
+Moments are in `row_moments`, the sums of the backward pass in `row_sums`. All of them follow a few
+rows that lie far apart, see `streams`.
 """
 
 from functools import cache
 from typing import Any
 
 from bnkit.ops.kernels.activations import activate, through
-from bnkit.ops.kernels.centers import center_near
-from bnkit.ops.kernels.compiled import compiled, specialized
-from bnkit.ops.kernels.vector import (
-    accumulate,
-    fma,
-    lanes,
-    load,
-    load_part,
-    number,
-    spread,
-    store,
-    store_part,
-    widen,
-)
+from bnkit.ops.kernels.compiled import specialized
+from bnkit.ops.kernels.streams import run_of
+from bnkit.ops.kernels.vector import fma, lanes, load, load_part, spread, store, store_part
 
-# Rows summed around one center.
-_BLOCK = 128
-# Rows read side by side: by the moments, and by the sums of the backward pass.
-_TOGETHER = 16
-_SUMMED = 4
-# Rows written side by side, and how many values apart: the prefetchers follow few long streams
-# better than many short ones. An odd number of rows apart, so that the streams do not fall on the
-# same lines of the cache.
+# Rows written side by side.
 _WRITTEN = 4
-_RUN = 4096
 
 # what these names mean is set anew for each variant of a loop: `specialized`
 residual: Any = None
 forward: Any = None
 carry: Any = None
-add: Any = None
 write: Any = None
-
-
-@compiled
-def _add_deviations(x: Any, base: int, rows: int, width: int, center: Any, sums: Any) -> None:
-    """Add x - center and its square over a few rows to float64 sums, one after the other.
-
-    Four terms at most are added in the precision of x before they enter the first sum: the mean
-    is then as good as float32 can store it.
-    """
-    size, room = lanes(x), center.size
-    zero = spread(number(x, 0))
-    k = 0
-    while k + size <= width:
-        c, a, q = load(center, k), zero, zero
-        if rows == _TOGETHER:  # a count that the compiler knows
-            wide = widen(zero)
-            for first in range(0, _TOGETHER, 8):
-                a, b = zero, zero
-                for i in range(first, first + 4):
-                    d = load(x, base + i * width + k) - c
-                    a, q = a + d, fma(d, d, q)
-                for i in range(first + 4, first + 8):
-                    d = load(x, base + i * width + k) - c
-                    b, q = b + d, fma(d, d, q)
-                wide += widen(a) + widen(b)
-            accumulate(sums, k, wide)
-        else:
-            for i in range(rows):
-                d = load(x, base + i * width + k) - c
-                a, q = a + d, fma(d, d, q)
-            accumulate(sums, k, a)
-        accumulate(sums, room + k, q)
-        k += size
-    if k < width:
-        c, a, q = load(center, k), zero, zero
-        for i in range(rows):
-            d = load_part(x, base + i * width + k, width - k) - c
-            a, q = a + d, fma(d, d, q)
-        accumulate(sums, k, a)
-        accumulate(sums, room + k, q)
-
-
-@compiled
-def _block_deviations(x: Any, rows: Any, width: int, center: Any, sums: Any) -> None:
-    first, last = rows
-    for k in range(sums.size):
-        sums[k] = 0
-    for r in range(first, last, _TOGETHER):
-        _add_deviations(x, r * width, min(_TOGETHER, last - r), width, center, sums)
-
-
-@compiled
-def rows_moments(x: Any, rows: int, found: Any, center: Any, sums: Any) -> None:
-    """Mean and m2 (float64) of the columns of a number of rows.
-
-    Args:
-        x: Flat values; a row has as many as `found`.
-        rows: How many.
-        found: Shape (2, width); written.
-        center: Room for a row of whole vectors, in the precision of the computation.
-        sums: Room for two of them, float64.
-    """
-    width, room = found.shape[1], center.size
-    for k in range(room):
-        center[k] = 0
-    for k in range(width):
-        found[0, k] = 0.0
-        found[1, k] = 0.0
-    count = 0.0
-    first, last = 0, min(_TOGETHER, rows)
-    centered = False
-    while first < rows:
-        _block_deviations(x, (first, last), width, center, sums)
-        n = last - first
-        inverse, share = 1.0 / n, n / (count + n)
-        if centered:
-            for k in range(width):
-                a, q = sums[k], sums[room + k]
-                left = a * inverse
-                delta = center[k] + left - found[0, k]
-                found[0, k] += delta * share
-                found[1, k] += (q - a * left) + delta * delta * (count * share)
-                center[k] = center_near(x, found[0, k], found[1, k] / (count + n))
-            count += n
-            first = last
-        else:
-            for k in range(width):
-                a, q = sums[k], sums[room + k]
-                center[k] = center_near(x, a * inverse, (q - a * (a * inverse)) * inverse)
-            centered = True
-        last = min(first + _BLOCK, rows)
 
 
 def _run_write_forward(
@@ -169,12 +53,13 @@ def _rows_forward(
     x: Any, added: Any, y: Any, rows: int, width: int, affine: Any, slope: Any
 ) -> None:
     stride, flat = affine.shape[1], affine.ravel()
-    run = max(1, (min(_RUN // width, rows // _WRITTEN) - 1) | 1)
-    whole = rows // (_WRITTEN * run) * run
-    for r in range(whole):
-        at = (r // run * _WRITTEN * run + r % run) * width
-        write(x, added, y, at, (_WRITTEN, width, stride, run * width), flat, slope)
-    for r in range(whole * _WRITTEN, rows):
+    first = 0
+    while rows - first >= _WRITTEN:
+        run = run_of(rows - first, width, _WRITTEN)
+        for r in range(first, first + run):
+            write(x, added, y, r * width, (_WRITTEN, width, stride, run * width), flat, slope)
+        first += _WRITTEN * run
+    for r in range(first, rows):
         write(x, added, y, r * width, (1, width, stride, 0), flat, slope)
 
 
@@ -194,81 +79,6 @@ def rows_forward(act: str, residual: bool) -> Any:  # noqa: FBT001
     forward = activate(act)
     write = specialized(_run_write_forward, act=act, residual=residual, forward=forward)
     return specialized(_rows_forward, act=act, residual=residual, write=write)
-
-
-def _run_add_products(
-    grad: Any, x: Any, added: Any, base: int, shape: Any, affine: Any, sums: Any, slope: Any
-) -> None:
-    rows, width, stride, jump = shape
-    size = lanes(x)
-    room = sums.size // 2
-    steep, zero = spread(slope), spread(number(x, 0))
-    k = 0
-    while k + size <= width:
-        m, w, b = load(affine, k), load(affine, stride + k), load(affine, 2 * stride + k)
-        p, q = zero, zero
-        for i in range(rows):
-            at = base + i * jump + k
-            d = load(x, at) - m
-            z = fma(d, w, b)
-            if residual:
-                z += load(added, at)
-            g = carry(x, load(grad, at), z, steep)
-            p, q = fma(g, d, p), q + g
-        accumulate(sums, k, p)
-        accumulate(sums, room + k, q)
-        k += size
-    left = width - k
-    if left:
-        m, w, b = load(affine, k), load(affine, stride + k), load(affine, 2 * stride + k)
-        p, q = zero, zero
-        for i in range(rows):
-            at = base + i * jump + k
-            d = load_part(x, at, left) - m
-            z = fma(d, w, b)
-            if residual:
-                z += load_part(added, at, left)
-            g = carry(x, load_part(grad, at, left), z, steep)
-            p, q = fma(g, d, p), q + g
-        accumulate(sums, k, p)
-        accumulate(sums, room + k, q)
-
-
-def _rows_sums(
-    grad: Any, x: Any, added: Any, rows: int, affine: Any, found: Any, table: Any, slope: Any
-) -> None:
-    width = found.shape[1]
-    stride, flat = affine.shape[1], affine.ravel()
-    sums, room = table.ravel(), table.shape[1]
-    for k in range(2 * room):
-        sums[k] = 0
-    for r in range(0, rows, _SUMMED):
-        at = r * width
-        if r + _SUMMED <= rows:  # a count that the compiler knows
-            add(grad, x, added, at, (_SUMMED, width, stride, width), flat, sums, slope)
-        else:
-            add(grad, x, added, at, (rows - r, width, stride, width), flat, sums, slope)
-    for k in range(width):
-        found[0, k] = sums[k]
-        found[1, k] = sums[room + k]
-
-
-@cache
-def rows_sums(act: str, residual: bool) -> Any:  # noqa: FBT001
-    """The sums of the backward pass over a number of rows.
-
-    Args:
-        act: A name of `bnkit.ops.activation.NAMES`.
-        residual: Whether something was added before the activation.
-
-    Returns:
-        `run(grad, x, added, rows, affine, found, table, slope)`; the rows of `found` (float64)
-        are written with the column sums of g * (x - mean) and of g, the gradient before the
-        activation; `table` is room for two rows of whole vectors, float64.
-    """
-    carry = through(act)
-    add = specialized(_run_add_products, act=act, residual=residual, carry=carry)
-    return specialized(_rows_sums, act=act, residual=residual, add=add)
 
 
 def _run_write_backward(
@@ -313,12 +123,14 @@ def _rows_backward(
     grad: Any, x: Any, added: Any, outputs: Any, rows: int, width: int, affine: Any, slope: Any
 ) -> None:
     stride, flat = affine.shape[1], affine.ravel()
-    run = max(1, (min(_RUN // width, rows // _WRITTEN) - 1) | 1)
-    whole = rows // (_WRITTEN * run) * run
-    for r in range(whole):
-        at = (r // run * _WRITTEN * run + r % run) * width
-        write(grad, x, added, outputs, at, (_WRITTEN, width, stride, run * width), flat, slope)
-    for r in range(whole * _WRITTEN, rows):
+    first = 0
+    while rows - first >= _WRITTEN:
+        run = run_of(rows - first, width, _WRITTEN)
+        shape = _WRITTEN, width, stride, run * width
+        for r in range(first, first + run):
+            write(grad, x, added, outputs, r * width, shape, flat, slope)
+        first += _WRITTEN * run
+    for r in range(first, rows):
         write(grad, x, added, outputs, r * width, (1, width, stride, 0), flat, slope)
 
 
