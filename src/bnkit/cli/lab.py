@@ -70,7 +70,8 @@ def variance(*, batch: Annotated[int, Parameter(validator=Number(gte=2, lte=500)
         effect = getattr(found, name)
         console().print(
             f"{name.replace('_', ' ')}: {plain:.4f} plain, {other:.4f} corrected; "
-            f"{effect.mean:+.4f} (95 % from {effect.low:+.4f} to {effect.high:+.4f}): {effect.verdict}"
+            f"{effect.mean:+.4f} (95 % from {effect.low:+.4f} to {effect.high:+.4f}): "
+            f"{effect.verdict}"
         )
 
 
