@@ -64,6 +64,9 @@ for _d, _shape in SHAPES.items():
     SPECIAL[_cls] = _named(_cls, **_two), _shape
     SPECIAL[f"GhostBatchNorm{_d}"] = _named(f"GhostBatchNorm{_d}", **GHOST), _shape
     SPECIAL[f"BatchRenorm{_d}"] = _named(f"BatchRenorm{_d}", limits=SOON), _shape
+# further arguments of lazy layers, and of what they become
+LAZY = {f"LazyGhostBatchNorm{_d}": GHOST for _d in SHAPES}
+LAZY |= {f"LazyBatchNormAct{_d}": {"act": "none"} for _d in SHAPES}
 # what a layer cannot do, and why: name -> {test: reason}; such a test must fail
 CANNOT: dict = {}
 
@@ -92,7 +95,7 @@ def each(test, names):
 def make(name, **options):
     """A layer with random parameters and statistics that have seen data; a lazy one is fresh."""
     if name.startswith("Lazy"):
-        return getattr(nn, name)(**options)
+        return getattr(nn, name)(**LAZY.get(name, {}), **options)
     layer = SPECIAL[name][0](**options) if name in SPECIAL else getattr(nn, name)(4, **options)
     with torch.no_grad():
         for norm in norms(layer).values():

@@ -12,6 +12,7 @@ from tests.nn.family import (
     EAGER,
     EXPORTED,
     LAYERS,
+    LAZY,
     assert_state,
     batch,
     constant_correction,
@@ -164,6 +165,6 @@ def test_lazy_layers_become_eager_ones(name):
     y = layer(x)
     eager = getattr(bnkit.nn, name.removeprefix("Lazy"))
     assert type(layer) is eager
-    twin = eager(4)
+    twin = eager(4, **LAZY.get(name, {}))
     assert torch.equal(twin(x), y)
     assert_state(layer, state(twin))

@@ -187,10 +187,12 @@ BAD = {
     "twice": ({"domain": ("day", "day")}, "each domain once"),
     "not divisible": (
         {"domain": ("day", "night")},
-        r"a batch of 4 samples .*got 5.*domain=\{'day': n",
+        r"whole numbers .*'night': 2\} for 5 samples.*domain=\{'day': n",
     ),
-    "wrong sum": ({"domain": {"day": 3, "night": 3}}, "a batch of 6 samples .* got 5"),
-    "negative": ({"domain": {"day": 6, "night": -1}}, "got 5"),
+    "wrong sum": ({"domain": {"day": 3, "night": 3}}, "add up to the batch, got .* for 5 samples"),
+    "negative": ({"domain": {"day": 6, "night": -1}}, "got .*-1.* for 5 samples"),
+    "a fraction": ({"domain": {"day": 2.5, "night": 2.5}}, "whole numbers of samples"),
+    "no name": ({"domain": 3}, "a sequence of names, or samples by name, got 3"),
     "number": ({"domain": {"day": 6, 3: -1}}, "got 3"),
 }
 
@@ -211,7 +213,7 @@ def test_bad_input_names_the_layer(case):
         Model()(X)
     if given:
         model = Model()
-        known = case in {"not divisible", "wrong sum", "negative"}
+        known = case in {"not divisible", "wrong sum", "negative", "a fraction"}
         if known:
             return
         with (

@@ -260,7 +260,7 @@ BAD = {
     "shape": ({"mask": torch.ones(4, 5, dtype=torch.bool)}, "mask of shape (4, 6)"),
     "channels": ({"mask": torch.ones(4, 3, 6, dtype=torch.bool)}, "mask of shape (4, 6)"),
     "one dimension": ({"mask": torch.ones(4, dtype=torch.bool)}, "mask of shape (4, 6)"),
-    "list": ({"mask": [[True] * 6] * 4}, "mask of shape (4, 6)"),
+    "list": ({"mask": [[True] * 6] * 4}, "got a list, which torch.as_tensor would"),
     "device": ({"mask": torch.ones(4, 6, dtype=torch.bool, device="meta")}, "on meta"),
     "float": ({"mask": ONES}, "expected a mask of bool or integers, got torch.float32"),
     "all false": ({"mask": torch.zeros(4, 6, dtype=torch.bool)}, "one that is all False"),

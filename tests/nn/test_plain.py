@@ -79,3 +79,46 @@ def test_plain_in_place():
     model.train()(x)
     bnkit.nn.restore_(model[1])
     assert type(model[1]) is torch.nn.BatchNorm2d
+
+
+def test_what_is_not_plain_is_named_with_the_reason():
+    model = torch.nn.ModuleDict(
+        {
+            "masked": bnkit.nn.MaskedBatchNorm1d(3),
+            "fused": bnkit.nn.BatchNormAct2d(3),
+            "domains": bnkit.nn.DomainBatchNorm(
+                {"a": bnkit.nn.GhostBatchNorm1d(3, virtual_batch_size=2)}
+            ),
+            "sync": bnkit.nn.SyncBatchNorm(3),
+            "converted": bnkit.nn.convert_sync_batchnorm(bnkit.nn.BatchNorm2d(3)),
+            "lazy": bnkit.nn.LazyBatchRenorm1d(),
+            "plain": bnkit.nn.BatchNorm2d(3),
+            "torch": torch.nn.BatchNorm2d(3),
+        }
+    )
+    before = {name: type(m) for name, m in model.items()}
+    done = bnkit.nn.plain_(model)
+    assert done.replaced == ("domains.domain_a",)
+    assert type(model["domains"].of("a")) is bnkit.nn.BatchNorm1d
+    assert {name: type(m) for name, m in model.items()} == before
+    expected = {
+        "masked": "MaskedBatchNorm1d: without a mask it is plain",
+        "fused": "BatchNormAct2d: its activation and the residual would be lost",
+        "domains": "DomainBatchNorm: keep_domain_",
+        "sync": "SyncBatchNorm: its input may have any rank",
+        "converted": "BatchNorm2d: it is synchronized=True; call revert_sync_batchnorm",
+        "lazy": "LazyBatchRenorm1d: it has not seen its first input",
+    }
+    assert list(done.kept) == list(expected)
+    for name, start in expected.items():
+        assert done.kept[name].startswith(start)
+
+
+@pytest.mark.parametrize("name", ["MaskedBatchNorm1d", "SyncBatchNorm"])
+def test_the_state_dict_of_what_is_kept_is_plain(name):
+    layer = getattr(bnkit.nn, name)(3)
+    x = torch.randn(4, 3, 5)
+    layer(x)
+    plain = torch.nn.BatchNorm1d(3)
+    plain.load_state_dict(layer.state_dict())
+    close(layer.eval()(x), plain.eval()(x), 1e-6)

@@ -1,9 +1,13 @@
 """The backward pass with given statistics: the fast way and float64 give the same gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bnkit import ops
+from bnkit.ops import activation, registry
+from bnkit.ops.activation import NAMES
 from tests.tolerances import dtype_tolerance, relative_error
 
 SHAPES = [(1, 5), (7, 5), (6, 5, 3), (4, 33, 8, 8), (2, 3, 2, 3, 4), (2, 16, 40, 40)]
@@ -104,3 +108,70 @@ def test_an_empty_batch():
     by_x, by_weight = torch.autograd.grad(y.sum(), (x, weight))
     assert by_x.shape == x.shape
     assert by_weight.tolist() == [0, 0, 0]
+
+
+FUSED = [(a, r) for a in NAMES for r in (False, True) if (a, r) != ("none", False)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("act", "with_residual"), FUSED)
+def test_behind_an_activation_and_a_residual(act, with_residual, dtype, layout):
+    """The kernel against automatic differentiation of the formula, in float64."""
+    x, grad, mean, var, weight, bias = case((4, 33, 5, 7))
+    x, grad = (t.to(dtype).contiguous(memory_format=layout) for t in (x, grad))
+    residual = values(4, 33, 5, 7, seed=6).to(dtype).contiguous(memory_format=layout)
+    wide = torch.promote_types(dtype, torch.float32)
+    mean, var, weight, bias = (t.to(wide) for t in (mean, var, weight, bias))
+    chosen = activation(act)
+    given = [x, weight, bias, *([residual] if with_residual else [])]
+    exact = [t.double().requires_grad_() for t in given]
+    spread = (1, -1, 1, 1)
+    xhat = (exact[0] - mean.double().reshape(spread)) / (var.double() + 1e-5).sqrt().reshape(spread)
+    z = xhat * exact[1].reshape(spread) + exact[2].reshape(spread)
+    z = chosen(z + exact[3] if with_residual else z)
+    expected = torch.autograd.grad(z, exact, grad.double())
+    leaves = [t.requires_grad_() for t in given]
+    y = ops.batch_norm_eval(
+        leaves[0], (mean, var), *leaves[1:3], 1e-5, residual=(*leaves, None)[3], act=chosen
+    )
+    got = torch.autograd.grad(y, leaves, grad)
+    for a, b, t in zip(got, expected, leaves, strict=True):
+        assert (a.dtype, a.stride()) == (t.dtype, t.stride())
+        assert relative_error(a.double(), b) < 10 * dtype_tolerance(str(dtype)[6:])
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "residual", "x bias", "bias residual"])
+@pytest.mark.parametrize("kernel", ["numba", "reference"])
+def test_only_what_is_wanted_behind_an_activation(wanted, kernel):
+    x, grad, mean, var, weight, bias = case((4, 3, 5))
+    parts = {"x": x, "weight": weight, "bias": bias, "residual": values(4, 3, 5, seed=6)}
+    names = wanted.split()
+    leaves = [parts[name].requires_grad_() for name in names]
+
+    def run():
+        given = parts["x"], (mean, var), parts["weight"], parts["bias"], 1e-5
+        return ops.batch_norm_eval(*given, residual=parts["residual"], act=activation("relu"))
+
+    with ops.use_kernel(kernel):
+        y = run()
+        got = torch.autograd.grad(y, leaves, grad, retain_graph=True)
+        graph = torch.autograd.grad(y, leaves, grad, create_graph=True)
+        several = torch.autograd.grad(y, leaves, grad.expand(2, -1, -1, -1), is_grads_batched=True)
+    for a, b, c in zip(got, graph, several, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(c[1], b)
+
+
+def test_a_kernel_without_it_takes_the_differentiable_way(monkeypatch):
+    x, grad, mean, var, weight, bias = case((4, 3, 5))
+    x.requires_grad_()
+    before = registry._KERNELS["numba"]
+
+    def gradient():
+        y = ops.batch_norm_eval(x, (mean, var), weight, bias, 1e-5, act=activation("silu"))
+        return torch.autograd.grad(y, x, grad)[0]
+
+    expected = gradient()
+    monkeypatch.setitem(registry._KERNELS, "numba", replace(before, frozen=None))
+    torch.testing.assert_close(gradient(), expected)

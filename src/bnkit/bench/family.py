@@ -52,6 +52,12 @@ def _frozen(c: int, dimensions: int, *, affine: bool = False) -> nn.Module:
     return layer
 
 
+def _frozen_fused(c: int, dimensions: int) -> nn.Module:
+    layer = _of("BatchNormAct")(c, dimensions)
+    bnkit.nn.freeze_(layer)
+    return layer
+
+
 def _silent(c: int, dimensions: int) -> nn.Module:
     layer = BNKIT.plain(c, dimensions)
     bnkit.nn.set_policy_(layer, update="never")
@@ -111,6 +117,7 @@ MEMBERS: tuple[Member, ...] = (
     Member(PLAIN, BNKIT.plain, wanted=None),
     Member("frozen", _frozen),
     Member("frozen, weight and bias too", lambda c, d: _frozen(c, d, affine=True)),
+    Member("frozen, with a fused ReLU", _frozen_fused),
     Member("no_update", _silent),
     Member("rollback around one layer", BNKIT.plain, _committed, wanted=None),
     Member("renorm", _of("BatchRenorm", limits=_UNBOUNDED)),

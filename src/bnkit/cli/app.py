@@ -30,6 +30,7 @@ app.command(
 app.meta.suppress_keyboard_interrupt = False  # `run` says what is kept
 lab = App(name="lab", help="Experiments that show what batch norm does.")
 lab.command("bnkit.cli.lab:mofan", name="mofan", help="Mofan's tutorial, exactly, and tested.")
+lab.command("bnkit.cli.lab:variance", name="variance", help="A corrected variance, measured.")
 lab.command("bnkit.cli.faults:faults", name="faults", help="The doctor on planted faults.")
 lab.command("bnkit.cli.lab:catalogue", name="list", help="List the experiments.")
 app.command(lab)

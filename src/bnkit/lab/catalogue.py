@@ -24,4 +24,11 @@ EXPERIMENTS = (
             "起作用的是批归一化还是初始化？",
         ),
     ),
+    Experiment(
+        "variance",
+        Text(
+            "Does the variance adjustment method, a corrected variance of small batches, help?",
+            "方差修正方法（VAM），即对小批量的方差作修正，有帮助吗？",
+        ),
+    ),
 )

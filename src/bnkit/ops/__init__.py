@@ -12,6 +12,10 @@ from bnkit.ops.ghost import ghost_batch_norm_train as ghost_batch_norm_train
 from bnkit.ops.ghost import ghost_moments as ghost_moments
 from bnkit.ops.ghost import ghost_normalize as ghost_normalize
 from bnkit.ops.inplace import not_in_place as not_in_place
+from bnkit.ops.masked import Kept as Kept
+from bnkit.ops.masked import batch_norm_masked as batch_norm_masked
+from bnkit.ops.masked import on_kept as on_kept
+from bnkit.ops.masked import takes_mask as takes_mask
 from bnkit.ops.normalize import batch_norm_eval as batch_norm_eval
 from bnkit.ops.normalize import batch_norm_step as batch_norm_step
 from bnkit.ops.normalize import batch_norm_train as batch_norm_train

@@ -1,5 +1,6 @@
 """Batch norm of groups that lie one behind the other, as one node of the graph."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.core import moments, normalize, upcast
+from bnkit.ops.again import gradients_again
 from bnkit.ops.kernels import groups_cpu
 from bnkit.ops.plain import has_tangents, is_batched, is_plain
 from bnkit.ops.registry import Affine, choose
@@ -95,7 +97,8 @@ class _Grouped(Function):
         eps, groups = ctx.options
         grad = grads[0]
         if torch.is_grad_enabled() or not is_plain((grad,)) or is_batched(grad):
-            return (*_differentiable(grad, (x, weight, bias), eps, groups), None, None)
+            run = partial(_by_parts, eps, groups)
+            return *gradients_again(grad, (x, weight, bias), run), None, None
         by_x, by_weight, by_bias = groups_cpu.backward(
             groups.gathered(grad),
             groups.gathered(x),
@@ -112,23 +115,12 @@ class _Grouped(Function):
         )
 
 
-def _differentiable(grad: Tensor, inputs: tuple, eps: float, groups: Groups) -> tuple:
-    """The gradients by differentiable operations, for derivatives of them and for vmap."""
-    further = torch.is_grad_enabled()
-    with torch.enable_grad():
-        given: list[Any] = [
-            t if t is None or further else t.detach().requires_grad_(t.requires_grad)
-            for t in inputs
-        ]
-        x, weight, bias = given
-        parts = [
-            _composed(part, weight, bias, eps)
-            for part in groups.gathered(x).split([b - a for a, b in pairwise(groups.bounds)])
-        ]
-        y = groups.scattered(torch.cat(parts))
-        wanted = [t for t in given if t is not None and t.requires_grad]
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=further))
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in given)
+def _by_parts(
+    eps: float, groups: Groups, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The same by differentiable operations."""
+    parts = groups.gathered(x).split([b - a for a, b in pairwise(groups.bounds)])
+    return groups.scattered(torch.cat([_composed(part, weight, bias, eps) for part in parts]))
 
 
 def _composed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.core import Moments, real_dtype, upcast
-from bnkit.ops.normalize import _gradients, batch_norm_train
+from bnkit.ops.normalize import batch_norm_train, gradients
 from bnkit.ops.plain import has_tangents, is_plain
 from bnkit.ops.registry import Affine, choose
 
@@ -80,7 +80,7 @@ class _Known(Function):
         x, weight, bias = ctx.saved_tensors
         eps, batch, correction = ctx.rest
         affine = Affine(*_corrected(weight, bias, correction), eps)
-        by_x, by_weight, by_bias, _ = _gradients(grads[0], x, affine, batch[1:])
+        by_x, by_weight, by_bias, _ = gradients(grads[0], x, affine, batch[1:])
         if correction is not None and weight is not None:
             r, d = correction
             by_weight = (by_weight * r + by_bias * d).to(weight.dtype)  # pyright: ignore

@@ -94,7 +94,7 @@ def batch_norm_step(
         direct = update if kernel.updates and _can_write(update, x) else None
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             if inplace and not_in_place(x, affine) is None:
-                y, statistics = apply_in_place(tensors, kernel, affine, direct, _gradients)
+                y, statistics = apply_in_place(tensors, kernel, affine, direct, gradients)
             else:
                 found: list[Any] = []
                 y = _apply_eager(*tensors, (kernel, affine, direct, found))
@@ -188,10 +188,10 @@ class _Train(Function):
             return (None,) * 7
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
-        return *_gradients(grads[0], x, affine, (mean, m2)), None, None, None
+        return *gradients(grads[0], x, affine, (mean, m2)), None, None, None
 
 
-def _gradients(
+def gradients(
     grad: Tensor,
     x: Tensor,
     affine: Affine,
@@ -254,7 +254,7 @@ class _TrainEager(Function):
         x, weight, bias, residual = ctx.saved_tensors
         kernel, eps, act, statistics = ctx.rest
         affine = Affine(weight, bias, eps, residual, act)
-        return *_gradients(grads[0], x, affine, statistics, kernel), None
+        return *gradients(grads[0], x, affine, statistics, kernel), None
 
 
 # Function.apply without its preparations for torch.func, which is ruled out before
@@ -279,10 +279,10 @@ class _EvalEager(Function):
         eps, *act = ctx.options
         affine = Affine(weight, bias, eps, residual, Activation(*act))
         wanted = ctx.needs_input_grad
-        if residual is None and frozen.takes(grads[0], x, affine):
+        if frozen.takes(grads[0], x, affine):
             parts = wanted[0], wanted[3], wanted[4]
-            by_x, by_weight, by_bias = frozen.backward(grads[0], x, affine, (mean, var), parts)
-            return (by_x, None, None, by_weight, by_bias, *(None,) * 4)
+            by_x, *rest = frozen.backward(grads[0], x, affine, (mean, var), parts)
+            return (by_x, None, None, *rest, *(None,) * 3)
         n = max(reference.count(x), 1)
         at = reference.normalized(x, affine, Moments(n, mean, var * n))
         grad = upcast(xp, grads[0])

@@ -80,6 +80,7 @@ class Kernel:
         evaluate: `evaluate(x, mean, var, affine) -> y`.
         moments: `moments(x) -> (mean, m2)` of a batch, to be merged with those of others.
         updates: Whether `train` averages the batch into running statistics.
+        frozen: `backward` where mean and m2 are constants; None = it has none.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Kernel:
     evaluate: Callable[[Tensor, Tensor, Tensor, Affine], Tensor]
     moments: Callable[[Tensor], tuple[Tensor, Tensor]]
     updates: bool = False
+    frozen: Callable[[Tensor, Tensor, Affine, Tensor, Tensor], Backward] | None = None
 
 
 class Candidate(NamedTuple):

@@ -16,6 +16,8 @@ Values = Float[Tensor, "n c *spatial"]
 class _WithActivation(BatchNormBase):
     """Adds the activation to a layer; its state_dict is that of the plain batch norm."""
 
+    not_plain = "its activation and the residual would be lost; write them as layers of their own"
+
     def __init__(
         self,
         *args: Any,

@@ -34,6 +34,8 @@ class DomainBatchNorm(nn.Module):
         InputError: An unknown domain, none at all, or parts that do not make up the batch.
     """
 
+    not_plain = "keep_domain_(model, name) puts the batch norm of one domain in its place"
+
     def __init__(self, norms: Mapping[str, nn.Module], default: Domain | None = None) -> None:
         super().__init__()
         check_names(type(self).__name__, tuple(norms))
@@ -86,6 +88,12 @@ class DomainBatchNorm(nn.Module):
 
     def check(self, where: Callable[[], str], chosen: Domain) -> None:
         """Raise `InputError` unless every name is known, and none is named twice."""
+        if not isinstance(chosen, (str, Sequence, Mapping)):
+            msg = (
+                f"{where()}: expected the name of a domain, a sequence of names, or samples by "
+                f"name, got {chosen!r}. Known: {self._known()}."
+            )
+            raise InputError(msg)
         names = [chosen] if isinstance(chosen, str) else list(chosen)
         for name in names:
             self._of(where, name)
@@ -120,10 +128,11 @@ class DomainBatchNorm(nn.Module):
             sizes = dict(chosen)
         else:
             sizes = dict.fromkeys(chosen, batch // len(chosen))
-        if sum(sizes.values()) != batch or min(sizes.values()) < 0:
+        whole = all(isinstance(size, int) and size >= 0 for size in sizes.values())
+        if not whole or sum(sizes.values()) != batch:
             msg = (
-                f"{qualified_name(self)}: expected a batch of {sum(sizes.values())} samples that "
-                f"splits into {sizes}, got {batch}. Say how many samples each domain has, e.g. "
+                f"{qualified_name(self)}: expected whole numbers of samples that add up to the "
+                f"batch, got {sizes} for {batch} samples. Say how many each domain has, e.g. "
                 f"domain={{{', '.join(f'{name!r}: n' for name in sizes)}}}."
             )
             raise InputError(msg)

@@ -15,6 +15,7 @@ from bnkit.nn.layers.base import BatchNormBase
 from bnkit.nn.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.nn.naming import qualified_name
 from bnkit.nn.parts.pooled import train_on_part
+from bnkit.ops import Kept, on_kept, takes_mask
 from bnkit.ops.plain import has_tangents, is_plain
 
 Where = Callable[[], str]
@@ -23,6 +24,11 @@ Values = Float[Tensor, "n c *spatial"]
 
 class _Masked(BatchNormBase):
     """What the masked layers add to the plain ones."""
+
+    not_plain = (
+        "without a mask it is plain batch norm, and with one its caller passes what a plain layer "
+        "does not take"
+    )
 
     def forward(
         self,
@@ -55,27 +61,27 @@ class _Masked(BatchNormBase):
             weights = counted if weights is None else weights * counted
             normalize = partial(train_on_part, self, sample_weights=weights)
             return _only(keep, normalize, input)
-        if weights is None and bool(keep.all()):
-            return self._normalize(input)
         return self._unpadded(where, input, keep, weights)
 
     def _unpadded(
         self, where: Where, input: Tensor, keep: Tensor, weights: Tensor | None
     ) -> Tensor:
-        """The plain layer on the kept positions alone, and zeros elsewhere."""
-        kept = keep.squeeze(1)
-        values = input.movedim(1, -1)[kept]
-        if not len(values) and input.numel() and self._part is None:
+        """Batch norm of the kept positions alone, and zeros elsewhere."""
+        count = int(torch.count_nonzero(keep))
+        if weights is None and count == keep.numel():
+            return self._normalize(input)
+        if not count and input.numel() and self._part is None:
             msg = (
                 f"{where()}: expected a mask that keeps a position, got one that is all False, for "
                 f"input of shape {tuple(input.shape)}. True marks what is there, not the padding."
             )
             raise InputError(msg)
+        if weights is None and self._part is None and takes_mask(input, self.weight, self.bias):
+            return train_on_part(self, input, kept=Kept(keep.contiguous(), count))
         if weights is not None:
-            weights = weights.expand(input.shape[0], 1, *input.shape[2:]).movedim(1, -1)[kept]
-        y = torch.zeros_like(input)
-        y.movedim(1, -1)[kept] = train_on_part(self, values, sample_weights=weights)
-        return y
+            spread = weights.expand(input.shape[0], 1, *input.shape[2:])
+            weights = spread.movedim(1, -1)[keep.squeeze(1)]
+        return on_kept(input, keep, partial(train_on_part, self, sample_weights=weights))
 
     def _packed(
         self, where: Where, input: PackedSequence, mask: Any, sample_weight: Any
@@ -162,7 +168,7 @@ def _keep(where: Where, mask: Tensor, input: Tensor) -> Tensor:
             "e.g. mask > 0, or give it as sample_weight."
         )
         raise InputError(msg)
-    return mask != 0
+    return mask if mask.dtype is torch.bool else mask != 0
 
 
 def _weights(where: Where, weights: Tensor, input: Tensor) -> Tensor:
@@ -189,7 +195,9 @@ def _spread(where: Where, name: str, given: Any, input: Tensor) -> Tensor:
             return given.unsqueeze(1)
         if tuple(given.shape) == (batch, 1, *spatial):
             return given
-    got = f"{tuple(given.shape)} on {given.device}" if isinstance(given, Tensor) else repr(given)
+    got = f"a {type(given).__name__}, which torch.as_tensor would make a tensor"
+    if isinstance(given, Tensor):
+        got = f"{tuple(given.shape)} on {given.device}"
     msg = (
         f"{where()}: expected a {name} of shape {(batch, *spatial)} on {input.device}, one entry a "
         f"position of the input of shape {tuple(input.shape)}, got {got}. Was the sequence "

@@ -55,6 +55,7 @@ class SyncBatchNorm(BatchNormBase):
     """
 
     ranks = (2, 3, 4, 5)
+    not_plain = "its input may have any rank; load its state_dict into BatchNorm1d, 2d or 3d"
 
     def __init__(
         self,

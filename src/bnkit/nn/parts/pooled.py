@@ -12,7 +12,7 @@ from bnkit import ops
 from bnkit.core import EmptyBatchWarning, InputError, Moments
 from bnkit.nn.checks import check_finite, check_residual, check_tensors, check_train_eps
 from bnkit.nn.naming import qualified_name
-from bnkit.ops import IDENTITY, Activation, Pool, StatisticsBuffers
+from bnkit.ops import IDENTITY, Activation, Kept, Pool, StatisticsBuffers
 from bnkit.ops.plain import is_plain
 
 
@@ -34,6 +34,8 @@ def train_on_part(
     residual: Tensor | None = None,
     act: Activation = IDENTITY,
     sample_weights: Tensor | None = None,
+    *,
+    kept: Kept | None = None,
 ) -> Tensor:
     """`act(batch_norm(input) + residual)` by the statistics of the whole batch, and their update.
 
@@ -43,6 +45,7 @@ def train_on_part(
         residual: Added before the activation.
         act: The activation.
         sample_weights: Weights that broadcast against the input; they are counts.
+        kept: What a mask keeps, of a layer without other parts.
 
     Returns:
         The output for this part.
@@ -58,9 +61,11 @@ def train_on_part(
     check_train_eps(where, layer.eps)
     part: Part | None = layer._part if training else None
     pool = None if part is None else part.begin(layer, input, where)
-    y, whole = ops.batch_norm_pooled(
-        input, layer.weight, layer.bias, layer.eps, sample_weights=sample_weights, pool=pool
-    )
+    given = input, layer.weight, layer.bias, layer.eps
+    if kept is not None:
+        y, whole = ops.batch_norm_masked(*given, kept)
+    else:
+        y, whole = ops.batch_norm_pooled(*given, sample_weights=sample_weights, pool=pool)
     whole = _counted(where, whole, input, empty=sample_weights is None)
     if whole is not None and tracks and training:
         buffers = StatisticsBuffers(*statistics, layer.num_batches_tracked, layer._left_out(input))

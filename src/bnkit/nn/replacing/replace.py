@@ -41,7 +41,15 @@ _TWINS: dict[type, type] = {
     nn.SyncBatchNorm: SyncBatchNorm,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _TWINS.items()}
-_ADDED = ("on_nonfinite", "_reported", "_narrow", "nonfinite_batches", "_part", "_converted")
+_ADDED = (
+    "on_nonfinite",
+    "_reported",
+    "_narrow",
+    "nonfinite_batches",
+    "_part",
+    "_converted",
+    "_options",
+)
 _PROBE_SPATIAL = {BatchNorm1d: (5,), BatchNorm2d: (3, 4), BatchNorm3d: (2, 3, 2)}
 
 

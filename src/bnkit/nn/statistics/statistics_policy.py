@@ -93,6 +93,8 @@ class WithPolicy:
     # why its batch can be no part of a larger one, and why its statistics cannot wait
     alone: ClassVar[str | None] = None
     at_once: ClassVar[str | None] = None
+    # why `plain_` leaves it as it is; None = it is plain, or becomes so
+    not_plain: ClassVar[str | None] = None
 
     @property
     def statistics_policy(self) -> StatisticsPolicy:

@@ -36,12 +36,13 @@ def train(x: Tensor, affine: Affine, bounds: Bounds) -> tuple[Tensor, Tensor]:
     Returns:
         `y`, and mean and m2 of the groups, shape `(groups, 2, c)`.
     """
-    openmp, regions, _ = numba_cpu._compiled()
-    y, found = torch.empty_like(x), _computed(x, bounds)
+    openmp, regions, _ = numba_cpu.modules()
+    y = torch.empty_like(x)
+    found = numba_cpu.computed(x, (len(bounds) - 1, 2, x.shape[1]))
     given = converted(x, affine.weight), converted(x, affine.bias)
     region = regions.train_region(*TYPES[x.dtype], affine.act.name, False)  # noqa: FBT003
     start, into, weight, bias, results = addresses(x, y, *given, found)
-    rest = *numba_cpu._NOTHING[:-1], affine.eps, affine.act.slope, numba_cpu._NOTHING[-1]
+    rest = *numba_cpu.NO_UPDATE[:-1], affine.eps, affine.act.slope, numba_cpu.NO_UPDATE[-1]
     for step, number, shape, (parts, partial) in _groups(x, bounds):
         places = start + step, 0, into + step, weight, bias, results + number, partial
         openmp.run(region, parts, regions.TRAIN.pack(*places, *shape, *rest))
@@ -63,10 +64,11 @@ def backward(
     Returns:
         The gradients.
     """
-    openmp, regions, _ = numba_cpu._compiled()
+    openmp, regions, _ = numba_cpu.modules()
     if not same_memory(x, grad_y):
         grad_y = torch.empty_like(x).copy_(grad_y)
-    grad_x, by_parameters = torch.empty_like(x), _computed(x, bounds)
+    grad_x = torch.empty_like(x)
+    by_parameters = numba_cpu.computed(x, tuple(found.shape))
     given = converted(x, affine.weight), converted(x, affine.bias)
     region = regions.backward_region(*TYPES[x.dtype], affine.act.name, False)  # noqa: FBT003
     at, start, into, weight, bias, means, sums = addresses(
@@ -76,7 +78,7 @@ def backward(
     for step, number, shape, (parts, partial) in _groups(x, bounds):
         statistics = means + number, means + number + one
         places = at + step, start + step, 0, into + step, 0, weight, bias, *statistics
-        numbers = *shape, affine.eps, affine.act.slope
+        numbers = *shape, False, affine.eps, affine.act.slope
         region_of = regions.BACKWARD.pack(*places, sums + number, partial, *numbers)
         openmp.run(region, parts, region_of)
     by_weight, by_bias = by_parameters.sum(0)
@@ -88,7 +90,7 @@ def _groups(x: Tensor, bounds: Bounds) -> Iterator[tuple[int, int, tuple, tuple[
     memory = known_memory(x)
     _, c, s = memory.shape
     largest = max(b - a for a, b in pairwise(bounds))
-    parts, partial = numba_cpu._threads(
+    parts, partial = numba_cpu.threads_for(
         x[:largest], known_memory(x)._replace(shape=(largest, c, s))
     )
     threads = parts, 0 if partial is None else partial.data_ptr()
@@ -97,8 +99,3 @@ def _groups(x: Tensor, bounds: Bounds) -> Iterator[tuple[int, int, tuple, tuple[
     for number, (a, b) in enumerate(pairwise(bounds)):
         yield a * sample, number * statistics, (b - a, c, s, memory.rows), threads
     del partial  # the loops have read it until here
-
-
-def _computed(x: Tensor, bounds: Bounds) -> Tensor:
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return x.new_empty((len(bounds) - 1, 2, x.shape[1]), dtype=dtype)

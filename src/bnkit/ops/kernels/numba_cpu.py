@@ -1,6 +1,6 @@
 """The CPU kernel: Numba loops over planes (NCHW) or rows (NHWC) of the memory of a tensor."""
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -21,12 +21,12 @@ from bnkit.ops.registry import Affine, Backward, Kernel, Train
 from bnkit.ops.update import Update
 
 _INSTALLED = find_spec("numba") is not None
-# the description of an update that is not wanted: four addresses, whether to skip, a weight
-_NOTHING = (0, 0, 0, 0, False, 0.0)
+NO_UPDATE = (0, 0, 0, 0, False, 0.0)
+"""How an update that is not wanted is described: four addresses, whether to skip, a weight."""
 
 
 @cache
-def _compiled() -> tuple[ModuleType, ModuleType, ModuleType]:
+def modules() -> tuple[ModuleType, ModuleType, ModuleType]:
     """The modules that need Numba, which takes a while to load."""
     from bnkit.ops.kernels import averaging, openmp, regions
 
@@ -69,10 +69,10 @@ def takes(statistic: Tensor) -> bool:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and m2 of each channel in float64: what is merged with other batches or ranks."""
-    openmp, regions, _ = _compiled()
+    openmp, regions, _ = modules()
     memory = known_memory(x)
     n, c, s = memory.shape
-    parts, partial = _threads(x, memory)
+    parts, partial = threads_for(x, memory)
     found = x.new_empty((2, c), dtype=torch.float64)
     places = addresses(x, found, partial)
     numbers = regions.MOMENTS.pack(*places, n, c, s, memory.rows)
@@ -94,16 +94,16 @@ def train(
     Returns:
         Output and statistics.
     """
-    openmp, regions, _ = _compiled()
+    openmp, regions, _ = modules()
     memory = known_memory(x)
     n, c, s = memory.shape
     y = torch.empty_like(x) if out is None else out
-    parts, partial = _threads(x, memory)
-    statistics = _computed(x, (2, c))
+    parts, partial = threads_for(x, memory)
+    statistics = computed(x, (2, c))
     # named, so that copies live until the loop has read them
     given = converted(x, affine.weight), converted(x, affine.bias)
     places = addresses(x, affine.residual, y, *given, statistics, partial)
-    *buffers, weight = _NOTHING if update is None else _described(update)
+    *buffers, weight = NO_UPDATE if update is None else _described(update)
     numbers = n, c, s, memory.rows, *buffers, affine.eps, affine.act.slope, weight
     region = regions.train_region(*variant_of(x, affine))
     openmp.run(region, parts, regions.TRAIN.pack(*places, *numbers))
@@ -114,10 +114,10 @@ def train(
 
 def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     """Inference forward."""
-    openmp, regions, _ = _compiled()
+    openmp, regions, _ = modules()
     memory = known_memory(x)
     y = torch.empty_like(x)
-    parts, _ = _threads(x, memory)
+    parts, _ = threads_for(x, memory)
     given = tuple(converted(x, t) for t in (affine.weight, affine.bias, mean, var))
     places = addresses(x, affine.residual, y, *given)
     numbers = *memory.shape, memory.rows, affine.eps, affine.act.slope
@@ -126,21 +126,29 @@ def evaluate(x: Tensor, mean: Tensor, var: Tensor, affine: Affine) -> Tensor:
     return y
 
 
-def backward(grad_y: Tensor, x: Tensor, affine: Affine, mean: Tensor, m2: Tensor) -> Backward:
-    """Gradients of the training form."""
-    openmp, regions, _ = _compiled()
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    affine: Affine,
+    mean: Tensor,
+    m2: Tensor,
+    *,
+    frozen: bool = False,
+) -> Backward:
+    """Gradients of the training form; `frozen`: of the form with constants as statistics."""
+    openmp, regions, _ = modules()
     memory = known_memory(x)
     if not same_memory(x, grad_y):
         grad_y = torch.empty_like(x).copy_(grad_y)
-    parts, partial = _threads(x, memory)
+    parts, partial = threads_for(x, memory)
     grad_x = torch.empty_like(x)
     grad_residual = None if affine.residual is None else torch.empty_like(x)
-    by_parameters = _computed(x, (2, memory.shape[1]))
+    by_parameters = computed(x, (2, memory.shape[1]))
     given = tuple(converted(x, t) for t in (affine.weight, affine.bias, mean, m2))
     places = addresses(
         grad_y, x, affine.residual, grad_x, grad_residual, *given, by_parameters, partial
     )
-    numbers = *memory.shape, memory.rows, affine.eps, affine.act.slope
+    numbers = *memory.shape, memory.rows, frozen, affine.eps, affine.act.slope
     region = regions.backward_region(*variant_of(x, affine))
     openmp.run(region, parts, regions.BACKWARD.pack(*places, *numbers))
     return Backward(grad_x, by_parameters[0], by_parameters[1], grad_residual)
@@ -153,7 +161,7 @@ def commit(update: Update, batch: tuple[Tensor, Tensor, int]) -> None:
         update: The buffers, and how.
         batch: Mean, m2 and count.
     """
-    openmp, _, averaging = _compiled()
+    openmp, _, averaging = modules()
     mean, m2, count = batch
     numbers = *addresses(mean, m2), mean.numel(), count, *_described(update)
     region = averaging.commit_region(TYPES[mean.dtype][1])
@@ -172,17 +180,26 @@ def _changed(update: Update) -> None:
     torch.autograd.graph.increment_version(written)
 
 
-def _threads(x: Tensor, memory: Memory) -> tuple[int, Tensor | None]:
+def threads_for(x: Tensor, memory: Memory) -> tuple[int, Tensor | None]:
     """How many threads, and where those of rows leave what they found."""
     n, c, s = memory.shape
-    parts = _compiled()[0].threads(n * c * s, n * s if memory.rows else c)
+    parts = modules()[0].threads(n * c * s, n * s if memory.rows else c)
     shared = memory.rows and parts > 1
     return parts, x.new_empty((parts, 2, c), dtype=torch.float64) if shared else None
 
 
-def _computed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def computed(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An empty tensor in the precision of the computation."""
     return x.new_empty(shape, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
 
 
-NUMBA = Kernel("numba", refuses, train, backward, evaluate, moments, updates=True)
+NUMBA = Kernel(
+    "numba",
+    refuses,
+    train,
+    backward,
+    evaluate,
+    moments,
+    updates=True,
+    frozen=partial(backward, frozen=True),
+)

@@ -53,24 +53,25 @@ TRAIN = layout(16, 3)
 counters of batches and of those left out, skip; eps, slope, weight of the batch."""
 EVALUATE = layout(11, 2)
 """x, added, y, weight, bias, mean, var; n, c, s, by rows; eps, slope."""
-BACKWARD = layout(15, 2)
+BACKWARD = layout(16, 2)
 """grad, x, added, grad_x, grad_added, weight, bias, mean, m2, by_weight_and_bias, partial;
-n, c, s, by rows; eps, slope."""
+n, c, s, by rows, frozen; eps, slope."""
 
 
 @compiled
-def _share(count: int, part: int, parts: int) -> Any:
+def share(count: int, part: int, parts: int) -> Any:
+    """First and past the last piece of one thread."""
     return count * part // parts, count * (part + 1) // parts
 
 
 @compiled
-def _in_cache(n: int, s: int, size: int) -> int:
+def in_cache(n: int, s: int, size: int) -> int:
     """How many channels to work through together."""
     return max(1, _IN_CACHE // (n * s * size))
 
 
 @compiled
-def _parts_of(address: int, parts: int, c: int) -> Any:
+def parts_of(address: int, parts: int, c: int) -> Any:
     """Where the threads leave what they found; a thread alone needs no common place."""
     if address:
         return carray(pointer(address), (parts, 2, c), np.float64)
@@ -78,14 +79,15 @@ def _parts_of(address: int, parts: int, c: int) -> Any:
 
 
 @compiled
-def _merged(partial: Any, m: int, parts: int) -> Any:
+def merged(partial: Any, m: int, parts: int) -> Any:
+    """Mean and m2, shape (2, c), of m rows that were shared out."""
     counts = np.empty(parts, np.float64)
     for i in range(parts):
-        first, last = _share(m, i, parts)
+        first, last = share(m, i, parts)
         counts[i] = last - first
-    merged = np.empty((2, partial.shape[2]), np.float64)
-    merge_moments(partial, counts, merged)
-    return merged
+    whole = np.empty((2, partial.shape[2]), np.float64)
+    merge_moments(partial, counts, whole)
+    return whole
 
 
 def _run_train(a: Any, part: int, parts: int) -> None:
@@ -100,21 +102,21 @@ def _run_train(a: Any, part: int, parts: int) -> None:
     eps, slope = numbers[0], dtype(numbers[1])
     affine = room(3, c, np.empty(0, dtype))
     if a[10]:
-        first, last = _share(n * s, part, parts)
-        partial = _parts_of(a[6], parts, c)
+        first, last = share(n * s, part, parts)
+        partial = parts_of(a[6], parts, c)
         channel_moments(x[first * c : last * c], c, affine, partial[part])
         wait_for_all()
-        merged = _merged(partial, n * s, parts)
-        scale_and_shift((0, c), n * s, eps, (weight, bias, merged[0], merged[1]), affine)
+        whole = merged(partial, n * s, parts)
+        scale_and_shift((0, c), n * s, eps, (weight, bias, whole[0], whole[1]), affine)
         if part == 0:
-            copy(merged, 0, statistics)
+            copy(whole, 0, statistics)
             if a[11]:
                 average(a, 11, numbers[2], (statistics[0], statistics[1]), n * s)
         rows(x, added, y, (first, last), c, affine, slope)
         return
     mean, m2 = np.empty(c, np.float64), np.empty(c, np.float64)
-    begin, end = _share(c, part, parts)
-    block = _in_cache(n, s, x.itemsize)
+    begin, end = share(c, part, parts)
+    block = in_cache(n, s, x.itemsize)
     for first in range(begin, end, block):
         channels = (first, min(first + block, end))
         planes_moments(x, (n, c, s), channels, mean, m2, affine[0])
@@ -152,14 +154,14 @@ def _run_moments(a: Any, part: int, parts: int) -> None:
     statistics = carray(pointer(a[1]), (2, c), np.float64)
     like = np.empty(0, dtype)
     if a[6]:
-        first, last = _share(n * s, part, parts)
-        partial = _parts_of(a[2], parts, c)
+        first, last = share(n * s, part, parts)
+        partial = parts_of(a[2], parts, c)
         channel_moments(x[first * c : last * c], c, like, partial[part])
         wait_for_all()
         if part == 0:
-            copy(_merged(partial, n * s, parts), 0, statistics)
+            copy(merged(partial, n * s, parts), 0, statistics)
         return
-    channels = _share(c, part, parts)
+    channels = share(c, part, parts)
     centers = np.empty(c, dtype)
     planes_moments(x, (n, c, s), channels, statistics[0], statistics[1], centers)
 
@@ -183,12 +185,12 @@ def _run_evaluate(a: Any, part: int, parts: int) -> None:
     eps, slope = numbers[0], dtype(numbers[1])
     affine = room(3, c, np.empty(0, dtype))
     if not a[10]:
-        channels = _share(c, part, parts)
+        channels = share(c, part, parts)
         scale_and_shift(channels, 1, eps, (weight, bias, mean, var), affine)
         planes(x, added, y, (n, c, s), channels, affine, slope)
         return
     scale_and_shift((0, c), 1, eps, (weight, bias, mean, var), affine)
-    rows(x, added, y, _share(n * s, part, parts), c, affine, slope)
+    rows(x, added, y, share(n * s, part, parts), c, affine, slope)
 
 
 @cache
@@ -208,13 +210,16 @@ def evaluate_region(stored: Any, dtype: Any, act: str, residual: bool) -> Region
 
 
 @compiled
-def _lines(channels: Any, values: int, found: Any, invstd: Any, affine: Any) -> None:
-    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat."""
+def lines(channels: Any, values: int, found: Any, invstd: Any, affine: Any) -> None:
+    """Rows 3 and 4 of `affine`; the first row of `found` becomes the sum of g * xhat.
+
+    Statistics that are constants have no `values` behind them: 0, and both rows are 0.
+    """
     for ch in range(channels[0], channels[1]):
         found[0, ch] *= invstd[ch]
-        share = affine[1, ch] / values
-        affine[3, ch] = -share * invstd[ch] * found[0, ch]
-        affine[4, ch] = -share * found[1, ch]
+        factor = affine[1, ch] / values if values else 0.0
+        affine[3, ch] = -factor * invstd[ch] * found[0, ch]
+        affine[4, ch] = -factor * found[1, ch]
 
 
 def _run_backward(a: Any, part: int, parts: int) -> None:
@@ -229,7 +234,7 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
     mean = carray(pointer(a[7]), c, dtype)
     m2 = carray(pointer(a[8]), c, dtype)
     by_parameters = carray(pointer(a[9]), (2, c), dtype)
-    numbers = a[15:17].view(np.float64)
+    numbers = a[16:18].view(np.float64)
     eps, slope = numbers[0], dtype(numbers[1])
     m = n * s
     affine = room(5, c, np.empty(0, dtype))
@@ -238,25 +243,25 @@ def _run_backward(a: Any, part: int, parts: int) -> None:
         invstd[ch] = 1.0 / math.sqrt(m2[ch] / m + eps)
     scale_and_shift((0, c), m, eps, (weight, bias, mean, m2), affine)
     if a[14]:
-        mine = _share(m, part, parts)
-        partial = _parts_of(a[10], parts, c)
+        mine = share(m, part, parts)
+        partial = parts_of(a[10], parts, c)
         row_sums(grad, x, added, mine, affine, partial[part], slope)
         wait_for_all()
         found = np.zeros((2, c), np.float64)
         for i in range(parts):
             add_columns(partial[i], found)
-        _lines((0, c), m, found, invstd, affine)
+        lines((0, c), 0 if a[15] else m, found, invstd, affine)
         if part == 0:
             copy(found, 0, by_parameters)
         rows(grad, x, added, (grad_x, grad_added), mine, c, affine, slope)
         return
     found = np.empty((2, c), np.float64)
-    begin, end = _share(c, part, parts)
-    block = _in_cache(2 * n, s, x.itemsize)
+    begin, end = share(c, part, parts)
+    block = in_cache(2 * n, s, x.itemsize)
     for start in range(begin, end, block):
         channels = (start, min(start + block, end))
         plane_sums(grad, x, added, (n, c, s), channels, affine, found, slope)
-        _lines(channels, m, found, invstd, affine)
+        lines(channels, 0 if a[15] else m, found, invstd, affine)
         planes(grad, x, added, (grad_x, grad_added), (n, c, s), channels, affine, slope)
         for ch in range(channels[0], channels[1]):
             by_parameters[0, ch] = found[0, ch]
