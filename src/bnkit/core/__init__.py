@@ -5,8 +5,8 @@ from bnkit.core.errors import BatchNormError as BatchNormError
 from bnkit.core.errors import BatchNormWarning as BatchNormWarning
 from bnkit.core.errors import ConversionError as ConversionError
 from bnkit.core.errors import EmptyBatchWarning as EmptyBatchWarning
-from bnkit.core.errors import FrozenWarning as FrozenWarning
 from bnkit.core.errors import FoldError as FoldError
+from bnkit.core.errors import FrozenWarning as FrozenWarning
 from bnkit.core.errors import InputError as InputError
 from bnkit.core.errors import NonFiniteError as NonFiniteError
 from bnkit.core.errors import NonFiniteWarning as NonFiniteWarning

@@ -21,7 +21,7 @@ Array = Any
 
 
 class Affine(NamedTuple):
-    """What an evaluated batch norm does to a channel: `x * scale + shift`, float64, shape `(c,)`."""
+    """What an evaluated batch norm does: `x * scale + shift`, float64, shape `(c,)`."""
 
     scale: Array
     shift: Array
@@ -331,7 +331,8 @@ def rounded(xp: Any, values: Array, dtype: Any) -> Array:
     """
     stored = xp.astype(values, dtype)
     if bool(xp.any(xp.isfinite(values) & ~xp.isfinite(stored))):
-        msg = f"folded values: expected magnitudes within {dtype}, got {float(xp.max(xp.abs(values)))}"
+        largest = float(xp.max(xp.abs(values)))
+        msg = f"folded values: expected magnitudes within {dtype}, got {largest}"
         raise InputError(msg)
     return stored
 
