@@ -176,8 +176,9 @@ def _result(
         FoldRecord(d.name, d.kind, d.action, d.into, d.side, d.reason if d.action != "folded" else "")
         for d in plan.decisions
     )
+    covered = plan.covered()
     kept = {d.name: copy.deepcopy(original.get_submodule(d.name)) for d in plan.decisions
-            if d.action in ("folded", "scale_shift")}  # fmt: skip
+            if d.action in ("folded", "scale_shift") and d.name not in covered}  # fmt: skip
     ranges = tuple(_ranges(name, original, folded) for name in plan.writes)
     return Folding(folded, proof, records, ranges, dict(flow.opaque), kept)
 

@@ -4,7 +4,7 @@ from torch import fx, nn
 
 from bnkit.fold.layers import Map
 from bnkit.fold.regions import Flow
-from bnkit.fold.walking import CannotFoldError, input_of, passes
+from bnkit.fold.walking import CannotFoldError, input_of, passes, readers
 
 
 def consumers(
@@ -53,7 +53,7 @@ def _reached(
     flow: Flow, graph: fx.Graph, node: fx.Node, maps: dict[int, Map | str], done: set[int]
 ) -> list[tuple[fx.Node, int]]:
     reached: list[tuple[fx.Node, int]] = []
-    for user in node.users:
+    for user in readers(node):
         module = flow.module_of(graph, user)
         if module is None:
             said = "the output" if user.op == "output" else f"{user.name}()"

@@ -34,10 +34,10 @@ class Event(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Which arguments a call had: those that are None, and those that are there."""
+    """What kind of arguments a call had: None, and tuples or lists with their lengths."""
 
     absent: frozenset[str]
-    present: frozenset[str]
+    lengths: dict[str, int]
 
 
 @dataclass
@@ -190,9 +190,13 @@ def _given(module: nn.Module, args: Any, kwargs: Any) -> Given:
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
-        return Given(frozenset(), frozenset())
+        return Given(frozenset(), {})
     absent = frozenset(name for name, value in bound.items() if value is None)
-    return Given(absent, frozenset(bound) - absent)
+    lists = {name: v for name, v in bound.items() if type(v) in (list, tuple)}
+    known = inspect.signature(module.forward).parameters
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    lengths = {n: len(v) for n, v in lists.items() if n in known and known[n].kind not in kinds}
+    return Given(absent, lengths)
 
 
 class _Borrowing(TorchFunctionMode):

@@ -14,7 +14,7 @@ from bnkit.fold.layers import Map, Norm, find, is_map, is_norm, read_map, read_n
 from bnkit.fold.observing import Observation
 from bnkit.fold.refusals import ties, why_not
 from bnkit.fold.regions import Flow
-from bnkit.fold.walking import CannotFoldError, Target, Walker, input_of, passes
+from bnkit.fold.walking import CannotFoldError, Target, Walker, input_of, passes, readers
 from bnkit.nn.layers.domains import DomainBatchNorm
 
 Action = Literal["folded", "scale_shift", "kept", "refused"]
@@ -58,11 +58,22 @@ class Plan:
         decisions: One for each batch norm, in order.
         writes: For each map the scales and shifts it takes, and from which side.
         unpadded: Maps whose zero padding goes, because the batch norm before pads.
+        order: Batch norms in the order in which they were folded.
     """
 
     decisions: list[Decision]
     writes: dict[str, list[tuple[Side, Affine]]] = field(default_factory=dict)
     unpadded: list[str] = field(default_factory=list)
+    order: list[Decision] = field(default_factory=list)
+
+    def covered(self) -> set[str]:
+        """Batch norms behind which another was folded into the same map from the same side."""
+        found: set[str] = set()
+        for position, one in enumerate(self.order):
+            later = self.order[position + 1 :]
+            if any(d.side == one.side and set(d.into) & set(one.into) for d in later):
+                found.add(one.name)
+        return found
 
 
 @dataclass
@@ -148,7 +159,7 @@ class _Planner:
             raise CannotFoldError(f"{first} before it cannot take it")
         calls = self.flow.sites[id(first.module)]
         if len(calls) != len(self.flow.sites[id(module)]) or any(
-            len(s.node.users) != 1 for s in calls
+            len(readers(s.node)) != 1 for s in calls
         ):
             raise CannotFoldError(f"{first} before it is used elsewhere too")
         other.affine = compose(other.affine, norm.affine)
@@ -162,10 +173,10 @@ class _Planner:
             while True:
                 before = self.flow.module_of(graph, node)
                 through = before is not None and (passes(before) or id(before) in self.done)
-                if not through or len(node.users) != 1:
+                if not through or len(readers(node)) != 1:
                     break
                 node = input_of(node)
-            if before is None or id(before) not in self.norms or len(node.users) != 1:
+            if before is None or id(before) not in self.norms or len(readers(node)) != 1:
                 raise CannotFoldError("no batch norm comes right before it")
             found.append(before)
         return found
@@ -180,9 +191,12 @@ class _Planner:
         found = [m for k in keys if isinstance(m := self.maps[k], Map)]
         _check_behind(found, affine)
         padded = [m for m in found if m.zero_padding]
-        if padded:
-            decision.pad = _padding(found, affine)
-        if decision.pad is not None:
+        pad = _padding(found, affine) if padded else None
+        handed = [m for m in padded if id(m.module) in self.flow.handed]
+        if handed:
+            raise CannotFoldError(f"{handed[0]} behind it is handed to a function, which may pad")
+        decision.pad = pad
+        if pad is not None:
             self.plan.unpadded += [m.name for m in padded]
         for key in keys:
             self._write(key, "right", affine)
@@ -197,6 +211,7 @@ class _Planner:
         self, module: nn.Module, decision: Decision, keys: list[int], side: str, ndim: int
     ) -> None:
         decision.action, decision.side, decision.reason = "folded", side, ""
+        self.plan.order.append(decision)
         names = [m.name for k in keys if isinstance(m := self.maps[k], Map)]
         decision.into, decision.ndim = tuple(names), (ndim,)
         if decision.norm is not None and decision.norm.act.name == "none":
@@ -270,13 +285,15 @@ def make_plan(model: nn.Module, flow: Flow, seen: Observation, *, leftover: str)
     planner = _Planner(flow, seen, norms, maps, Plan(decisions))
     modules = {id(m): m for m in model.modules()}
     pending = [(modules[k], d) for k, d in norms.items() if d.norm is not None]
-    attempts: list[Callable] = [planner.left, planner.right]
-    if leftover == "scale_shift":
-        attempts.insert(1, planner.merge)
-    for attempt in attempts:
-        for module, decision in pending:
-            if decision.action != "folded":
-                _try(attempt, module, decision)
+    merging = leftover == "scale_shift"
+    for attempt in (planner.left, planner.merge, planner.right):
+        while merging or attempt != planner.merge:
+            before = len(planner.plan.order)
+            for module, decision in pending:
+                if decision.action != "folded":
+                    _try(attempt, module, decision)
+            if len(planner.plan.order) == before:
+                break  # one that was folded may have opened the way for another
     for _, decision in pending:
         if decision.action == "kept" and leftover == "scale_shift":
             decision.action = "scale_shift"

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from bnkit.fold.layers import is_leaf
 from bnkit.fold.observing import Observation
-from bnkit.fold.tracing import NotTraceableError, all_paths
+from bnkit.fold.tracing import NotTraceableError, Setting, all_paths
 
 
 class Site(NamedTuple):
@@ -32,6 +32,7 @@ class Flow:
         sites: Calls of each module, by its id.
         unknown: Why the calls of a module cannot be told, by its id.
         borrowed: Who else computes with the tensors of a module, by its id.
+        handed: Modules that are handed to functions, which may read their attributes.
         regions: Names of the parts.
         opaque: Names of modules whose code cannot be followed, each with the reason.
     """
@@ -40,6 +41,7 @@ class Flow:
     sites: dict[int, list[Site]] = field(default_factory=lambda: defaultdict(list))
     unknown: dict[int, str] = field(default_factory=dict)
     borrowed: dict[int, str] = field(default_factory=dict)
+    handed: set[int] = field(default_factory=set)
     regions: list[str] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
     modules: dict[fx.Graph, nn.Module] = field(default_factory=dict)
@@ -102,13 +104,21 @@ def _follow_region(
         _leave_to_children(flow, region, "")
         return list(region.children())
     opaque: set[int] = set()
-    absent = frozenset(n for g, _ in seen.calls(id(region), lambda _: True) for n in g.absent)
+    given = [g for g, _ in seen.calls(id(region), lambda _: True)]
+    setting = Setting(
+        lambda m: is_leaf(m) or id(m) in opaque,
+        frozenset(n for g in given for n in g.absent),
+        {n: k for n, k in given[0].lengths.items() if all(g.lengths.get(n) == k for g in given)},
+    )
     name = names[id(region)]
     while True:
         try:
-            graphs = all_paths(region, lambda m: is_leaf(m) or id(m) in opaque, absent)
+            graphs = all_paths(region, setting)
             _check_seen(seen, region, graphs, opaque)
         except NotTraceableError as error:
+            if error.helper is not None and error.helper not in setting.helpers:
+                setting.helpers.append(error.helper)
+                continue
             if error.module is region or id(error.module) in opaque:
                 flow.opaque[name] = error.reason
                 _leave_to_children(flow, region, _blame(name, region, error.reason))
@@ -162,6 +172,10 @@ def _add(flow: Flow, region: nn.Module, graphs: list[fx.Graph]) -> None:
                 module = region.get_submodule(str(node.target))
                 flow.sites[id(module)].append(Site(graph, node))
             elif node.op == "get_attr" and not _asks_only(node):
+                handed = dict(region.named_modules()).get(str(node.target))
+                if handed is not None:
+                    flow.handed.add(id(handed))
+                    continue
                 owner = region.get_submodule(str(node.target).rpartition(".")[0])
                 flow.borrowed.setdefault(id(owner), f"{type(region).__name__}.forward")
 

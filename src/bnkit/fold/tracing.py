@@ -28,11 +28,31 @@ class NotTraceableError(Exception):
     Args:
         module: The module whose code it is.
         reason: Why, in a phrase.
+        helper: The function called by that code in which it failed, if it was in one.
     """
 
-    def __init__(self, module: nn.Module, reason: str) -> None:
+    def __init__(
+        self, module: nn.Module, reason: str, helper: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__(reason)
-        self.module, self.reason = module, reason
+        self.module, self.reason, self.helper = module, reason, helper
+
+
+@dataclass
+class Setting:
+    """How the code of a module is followed.
+
+    Attributes:
+        leaf: Says of a module whether it is one step.
+        absent: Arguments that were None when the module ran.
+        lengths: Arguments that were tuples or lists, and of how many.
+        helpers: Functions that are one step too.
+    """
+
+    leaf: Callable[[nn.Module], bool]
+    absent: frozenset[str] = frozenset()
+    lengths: dict[str, int] = field(default_factory=dict)
+    helpers: list[Callable[..., Any]] = field(default_factory=list)
 
 
 class _NoIterationError(TraceError, TypeError):
@@ -45,6 +65,7 @@ class _Answers:
 
     planned: tuple[bool, ...] = ()
     given: list[bool] = field(default_factory=list)
+    asked_by: nn.Module | None = None
 
     def next(self) -> bool:
         position = len(self.given)
@@ -59,9 +80,9 @@ class _Answers:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, leaf: Callable[[nn.Module], bool], answers: _Answers) -> None:
-        super().__init__()
-        self.leaf, self.answers = leaf, answers
+    def __init__(self, setting: Setting, answers: _Answers) -> None:
+        super().__init__(autowrap_functions=tuple(setting.helpers))
+        self.leaf, self.answers = setting.leaf, answers
         self.running: list[nn.Module] = []
         self.failed: nn.Module | None = None
         self.asking: nn.Module | None = None
@@ -107,15 +128,12 @@ def _proxies(values: Any) -> list[fx.Proxy]:
     return [v for v in tree_leaves(values) if isinstance(v, fx.Proxy)]
 
 
-def all_paths(
-    root: nn.Module, leaf: Callable[[nn.Module], bool], absent: frozenset[str]
-) -> list[fx.Graph]:
+def all_paths(root: nn.Module, setting: Setting) -> list[fx.Graph]:
     """The graphs of all ways through the forward pass of a module.
 
     Args:
         root: The module; a copy in eval mode, for its code runs.
-        leaf: Says of a module whether it is one step.
-        absent: Arguments that were None when the module ran.
+        setting: How.
 
     Returns:
         One graph per way. Ways that end in a `raise` of the code itself are left out.
@@ -127,17 +145,17 @@ def all_paths(
         reason = "its forward method was replaced in the instance"
         raise NotTraceableError(root, reason)
     graphs: list[fx.Graph] = []
-    for nothing in _optional(root, absent):
+    for nothing in _optional(root, setting):
         waiting: list[tuple[bool, ...]] = [()]
         while waiting:
             answers = _Answers(waiting.pop())
-            graph = _one_path(root, leaf, answers, nothing)
+            graph = _one_path(root, setting, answers, nothing)
             if graph is not None:
                 graphs.append(graph)
             waiting += answers.alternatives()
             if len(graphs) + len(waiting) > MAX_PATHS:
                 reason = f"there are more than {MAX_PATHS} ways through it"
-                raise NotTraceableError(answers.__dict__.get("asking") or root, reason)
+                raise NotTraceableError(answers.asked_by or root, reason)
     if not graphs:
         reason = "every way through it ends in an error without values"
         raise NotTraceableError(root, reason)
@@ -145,21 +163,36 @@ def all_paths(
 
 
 def _one_path(
-    root: nn.Module, leaf: Callable[[nn.Module], bool], answers: _Answers, nothing: frozenset[str]
+    root: nn.Module, setting: Setting, answers: _Answers, nothing: frozenset[str]
 ) -> fx.Graph | None:
-    tracer = _Tracer(leaf, answers)
+    tracer = _Tracer(setting, answers)
+    concrete: dict[str, Any] = dict.fromkeys(nothing)
+    concrete |= {name: (fx.PH,) * n for name, n in setting.lengths.items() if n}
     try:
         with torch.no_grad():
-            graph = tracer.trace(root, dict.fromkeys(nothing) or None)
+            return tracer.trace(root, concrete or None)
     except Exception as error:
         if answers.given and _raised_on_purpose(error):
             return None
         module = tracer.failed or root
         first = str(error).partition("\n")[0]
         reason = first if isinstance(error, TraceError) else f"{type(error).__name__}: {first}"
-        raise NotTraceableError(module, reason) from error
-    answers.__dict__["asking"] = tracer.asking
-    return graph
+        raise NotTraceableError(module, reason, _helper(module, error)) from error
+    finally:
+        answers.asked_by = tracer.asking
+
+
+def _helper(module: nn.Module, error: Exception) -> Callable[..., Any] | None:
+    """The function called right from the forward method of a module, in which it failed."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
+    inside = [i for i, f in enumerate(frames) if f.f_code is code]
+    if not inside or inside[-1] + 1 >= len(frames):
+        return None
+    caller, called = frames[inside[-1]], frames[inside[-1] + 1].f_code
+    found = caller.f_globals.get(called.co_name)
+    mine = getattr(found, "__code__", None) is called
+    return found if mine and "/torch/" not in called.co_filename.replace("\\", "/") else None
 
 
 def _raised_on_purpose(error: Exception) -> bool:
@@ -172,11 +205,12 @@ def _raised_on_purpose(error: Exception) -> bool:
     return outside and line.startswith(("raise", "assert"))
 
 
-def _optional(root: nn.Module, absent: frozenset[str]) -> list[frozenset[str]]:
+def _optional(root: nn.Module, setting: Setting) -> list[frozenset[str]]:
     """Which arguments are None: as seen, and every other way that the signature allows."""
     parameters = inspect.signature(type(root).forward).parameters
     named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD,)}
-    can = sorted(n for n in named if parameters[n].default is None or n in absent)
+    named -= {*setting.lengths}
+    can = sorted(n for n in named if parameters[n].default is None or n in setting.absent)
     if len(can) > _MAX_OPTIONAL:
         return [frozenset(can), *(frozenset(can) - {n} for n in can)]
     sizes = range(len(can), -1, -1)

@@ -27,7 +27,7 @@ def unfold(folding: "Folding") -> nn.Module:
     normalization, and gets mean 0 (or its bias) and variance `1 - eps`.
 
     A batch norm that another one took over comes back only if that one was left as scale and
-    shift.
+    shift; of several that went into the same layer, the last one comes back.
 
     Args:
         folding: What `bnkit.fold` returned.

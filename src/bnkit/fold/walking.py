@@ -12,6 +12,9 @@ from bnkit.fold.regions import Flow, Site
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _ADDS = {operator.add, operator.iadd, torch.add}
+_ATTRIBUTES = {"shape", "dtype", "device", "ndim"}
+_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
+_QUESTIONS = {"size", "dim", "ndimension", "numel"}
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -94,8 +97,8 @@ class Walker:
         if node in self.visited:
             raise CannotFoldError(f"{_said(node)} before it is used twice")
         self.visited.add(node)
-        if len(node.users) > 1:
-            others = len(node.users) - 1
+        others = len(readers(node)) - 1
+        if others > 0:
             raise CannotFoldError(f"{_said(node)} before it is used {others} time(s) elsewhere too")
         if node.op == "placeholder":
             raise CannotFoldError("its input comes from outside of the part that can be followed")
@@ -133,6 +136,25 @@ class Walker:
         if at.from_front(dim) != at.axis:
             raise CannotFoldError("the concatenation before it is not one of channels")
         return Target("cat", parts=tuple(self._behind(graph, t, at) for t in tensors))
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """What reads the values of a node, and not only its shape, dtype or device."""
+    return [u for u in node.users if not _asks_only(u, node)]
+
+
+def _asks_only(user: fx.Node, node: fx.Node) -> bool:
+    if user.op == "call_function" and user.target is getattr:
+        return user.args[1] in _ATTRIBUTES
+    if user.op != "call_method":
+        return False
+    if user.target in _LIKE:
+        return node not in _nodes(user.args[:1])
+    return user.target in _QUESTIONS
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    return [v for v in value if isinstance(v, fx.Node)]
 
 
 def input_of(node: fx.Node, *, residual: bool = False) -> fx.Node:

@@ -49,7 +49,7 @@ def exchange(model: nn.Module, name: str, module: nn.Module) -> None:
         module: The new one.
     """
     old = model.get_submodule(name)
-    for parent in model.modules():
+    for parent in list(model.modules()):  # the new module may hold the old one
         for key, child in parent._modules.items():
             if child is old:
                 parent._modules[key] = module
