@@ -200,15 +200,15 @@ def _failure(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[C
         notes = {c.note for c in result.proof.checks if c.note}
         return f"fold: nothing could be compared: {'; '.join(sorted(notes))}."
     one = max(worst, key=lambda c: c.relative_error if c.relative_error == c.relative_error else math.inf)
-    limit = result.proof.tolerance64 if one.dtype == "float64" else result.proof.tolerance
+    limit = result.proof.allowed(one)
     variants = [inputs for call in calls for _, inputs in stressed(call)]
-    names = (first_difference(original, result.model, plan, v, one.allowed(limit)) for v in variants)
+    names = (first_difference(original, result.model, plan, v, limit) for v in variants)
     layer = next((n for n in names if n), "")
     if one.error:
         return f"fold: the folded model fails on the inputs {one.inputs!r}: {one.error}."
     where = f"; the first layer that differs is {layer!r}" if layer else ""
     return (
-        f"fold: expected outputs equal within {one.allowed(limit):.2g}, got a relative error of "
+        f"fold: expected outputs equal within {limit:.2g}, got a relative error of "
         f"{one.relative_error:.2g} on the inputs {one.inputs!r} in {one.dtype}{where}. Pass "
         "tolerance= to allow it, or check=False to look at the result."
     )

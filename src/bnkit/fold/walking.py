@@ -11,11 +11,11 @@ from bnkit.fold.layers import Map, Norm
 from bnkit.fold.regions import Flow, Site
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_ADDS = {operator.add, operator.iadd, torch.add}
+_ADDS = {operator.add, operator.iadd, torch.add, torch.ops.aten.add.Tensor}
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim"}
 _LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
 _QUESTIONS = {"size", "dim", "ndimension", "numel"}
-_CATS = {torch.cat, torch.concat, torch.concatenate}
+_CATS = {torch.cat, torch.concat, torch.concatenate, torch.ops.aten.cat.default}
 
 
 class CannotFoldError(Exception):
@@ -212,7 +212,7 @@ def first(node: fx.Node) -> fx.Node:
 def _before(node: fx.Node, at: Place) -> Place:
     """Where a dimension of the result was in the first argument of a function that moves it."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    step = _STEPS.get(name)
+    step = _STEPS.get(name.partition(".")[0])
     if step is None or node.op not in ("call_function", "call_method"):
         raise CannotFoldError(f"{_said(node)} comes before it")
     return step(node, at)
