@@ -173,7 +173,9 @@ def _result(
     original: nn.Module, folded: nn.Module, plan: Plan, flow: Flow, proof: Proof
 ) -> Folding:
     records = tuple(
-        FoldRecord(d.name, d.kind, d.action, d.into, d.side, d.reason if d.action != "folded" else "")
+        FoldRecord(
+            d.name, d.kind, d.action, d.into, d.side, d.reason if d.action != "folded" else ""
+        )
         for d in plan.decisions
     )
     covered = plan.covered()
@@ -199,7 +201,9 @@ def _failure(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[C
     if not worst:
         notes = {c.note for c in result.proof.checks if c.note}
         return f"fold: nothing could be compared: {'; '.join(sorted(notes))}."
-    one = max(worst, key=lambda c: c.relative_error if c.relative_error == c.relative_error else math.inf)
+    one = max(
+        worst, key=lambda c: c.relative_error if c.relative_error == c.relative_error else math.inf
+    )
     limit = result.proof.allowed(one)
     variants = [inputs for call in calls for _, inputs in stressed(call)]
     names = (first_difference(original, result.model, plan, v, limit) for v in variants)

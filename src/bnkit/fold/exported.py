@@ -105,7 +105,11 @@ def _own(layer: Any, **tensors: Any) -> Any:
         if tensor is None:
             setattr(layer, name, None)
         elif name in ("weight", "bias"):
-            own = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
+            own = (
+                tensor
+                if isinstance(tensor, nn.Parameter)
+                else nn.Parameter(tensor, requires_grad=False)
+            )
             setattr(layer, name, own)
         else:
             layer._buffers[name] = tensor
@@ -122,17 +126,13 @@ def _linear(weight: Any, bias: Any = None) -> nn.Module | None:
     return _own(nn.Linear(*reversed(weight.shape), device="meta"), weight=weight, bias=bias)
 
 
-def _batch_norm(
-    weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any  # noqa: FBT001
-) -> nn.Module | None:
+def _batch_norm(weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> nn.Module | None:
+    training, _momentum, eps, *_ = options
     if training or mean is None or not _is_tensor(weight, bias, mean, var):
         return None
-    _momentum, eps, _ = rest
     layer = ProgramBatchNorm(mean.numel(), eps=eps, device="meta")
-    return _own(
-        layer, weight=weight, bias=bias, running_mean=mean, running_var=var,
-        num_batches_tracked=None,
-    )  # fmt: skip
+    statistics = {"running_mean": mean, "running_var": var, "num_batches_tracked": None}
+    return _own(layer, weight=weight, bias=bias, **statistics)
 
 
 class ProgramBatchNorm(_BatchNorm):
@@ -143,38 +143,36 @@ class ProgramBatchNorm(_BatchNorm):
 
 
 def _conv(spatial: int) -> Callable[..., nn.Module | None]:
-    def make(
-        weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-        groups: int = 1,
-    ) -> nn.Module | None:  # fmt: skip
+    names = ("stride", "padding", "dilation", "groups")
+
+    def make(weight: Any, bias: Any = None, *options: Any) -> nn.Module | None:
         if not _is_tensor(weight, bias):
             return None
-        layer = _CONVS[spatial][0](
-            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),
-            stride=_tuple(stride, spatial), padding=_tuple(padding, spatial),
-            dilation=_tuple(dilation, spatial), groups=groups, device="meta",
-        )  # fmt: skip
+        given = _options(names, options, spatial)
+        channels = weight.shape[1] * given.get("groups", 1), weight.shape[0]
+        layer = _CONVS[spatial][0](*channels, tuple(weight.shape[2:]), device="meta", **given)
         return _own(layer, weight=weight, bias=bias)
 
     return make
 
 
 def _deconv(spatial: int) -> Callable[..., nn.Module | None]:
-    def make(
-        weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
-        groups: int = 1, dilation: Any = 1,
-    ) -> nn.Module | None:  # fmt: skip
+    names = ("stride", "padding", "output_padding", "groups", "dilation")
+
+    def make(weight: Any, bias: Any = None, *options: Any) -> nn.Module | None:
         if not _is_tensor(weight, bias):
             return None
-        layer = _CONVS[spatial][1](
-            weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]),
-            stride=_tuple(stride, spatial), padding=_tuple(padding, spatial),
-            output_padding=_tuple(output_padding, spatial), groups=groups,
-            dilation=_tuple(dilation, spatial), device="meta",
-        )  # fmt: skip
+        given = _options(names, options, spatial)
+        channels = weight.shape[0], weight.shape[1] * given.get("groups", 1)
+        layer = _CONVS[spatial][1](*channels, tuple(weight.shape[2:]), device="meta", **given)
         return _own(layer, weight=weight, bias=bias)
 
     return make
+
+
+def _options(names: tuple[str, ...], options: tuple[Any, ...], spatial: int) -> dict[str, Any]:
+    given = dict(zip(names, options, strict=False))
+    return {n: v if n == "groups" else _tuple(v, spatial) for n, v in given.items()}
 
 
 def _tuple(value: Any, spatial: int) -> Any:

@@ -185,8 +185,10 @@ def _not_evaluated(module: Any) -> str:
         return "it keeps no running statistics and normalizes with those of the batch"
     if nn.parameter.is_lazy(mean):
         return "it is lazy and has not seen an input yet"
-    fixed = isinstance(module, WithPolicy) and module.statistics_policy.normalize == "running"
-    if module.training and not fixed and (isinstance(module, _BatchNorm) or module._parameters):
+    policy = module.statistics_policy if isinstance(module, WithPolicy) else None
+    fixed = policy is not None and policy.normalize == "running"
+    learns = isinstance(module, _BatchNorm) or bool({**module.__dict__["_parameters"]})
+    if module.training and not fixed and learns:
         return "it is in training mode and normalizes with the batch; call .eval()"
     if mean.device.type == "meta":
         return "its statistics are on the device 'meta'"

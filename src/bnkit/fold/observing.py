@@ -133,7 +133,9 @@ def tensors_in(value: Any) -> list[Tensor]:
         elif isinstance(leaf, dict):
             found += [t for v in leaf.values() for t in tensors_in(v)]
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += [t for f in dataclasses.fields(leaf) for t in tensors_in(getattr(leaf, f.name))]
+            found += [
+                t for f in dataclasses.fields(leaf) for t in tensors_in(getattr(leaf, f.name))
+            ]
     return found
 
 

@@ -279,7 +279,9 @@ def make_plan(model: nn.Module, flow: Flow, seen: Observation, *, leftover: str)
     maps: dict[int, Map | str] = {}
     for name, module in find(model, is_map).items():
         borrowed = flow.borrowed.get(id(module))
-        why = why_not(module, tied) or (f"its weight is also used by {borrowed}" if borrowed else "")
+        why = why_not(module, tied) or (
+            f"its weight is also used by {borrowed}" if borrowed else ""
+        )
         why = why or flow.unknown.get(id(module), "")
         maps[id(module)] = f"{name!r} before it: {why}" if why else read_map(name, module)
     planner = _Planner(flow, seen, norms, maps, Plan(decisions))

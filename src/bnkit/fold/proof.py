@@ -137,13 +137,14 @@ def prove(
             exact, reason = _run(wide, as_dtype(inputs, torch.float64))
             algebra, second = _run(wide_folded, as_dtype(inputs, torch.float64))
             shaken, _ = _run(wide_twin, as_dtype(inputs, torch.float64))
-            checks.append(_compare(label, "float64", exact, algebra, reason or second, [shaken]))
+            others, why = [shaken], reason or second
+            checks.append(_compare(label, "float64", exact, algebra, reason=why, others=others))
             if dtype != torch.float64:
                 before, reason = _run(original, inputs)
                 after, second = _run(folded, inputs)
-                others = [exact, _run(twin, inputs)[0]]
-                check = _compare(label, _name(dtype), before, after, reason or second, others)
-                checks.append(check)
+                others, why = [exact, _run(twin, inputs)[0]], reason or second
+                one = _compare(label, _name(dtype), before, after, reason=why, others=others)
+                checks.append(one)
     return Proof(tuple(checks), limit, TOLERANCES[torch.float64], _name(dtype))
 
 
@@ -173,7 +174,7 @@ def _run(model: nn.Module, call: Call) -> tuple[list[Tensor] | None, str]:
     try:
         with torch.no_grad(), _same_randomness():
             found = tensors_in(model(*call.args, **call.kwargs))
-    except Exception as error:  # noqa: BLE001  any code may run here; the reason is reported
+    except Exception as error:
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return [t.detach().clone() for t in found if t.is_floating_point() or t.is_complex()], ""
 
@@ -190,8 +191,9 @@ def _compare(
     dtype: str,
     before: list[Tensor] | None,
     after: list[Tensor] | None,
+    *,
     reason: str,
-    others: Sequence[list[Tensor] | None] = (),
+    others: Sequence[list[Tensor] | None],
 ) -> Check:
     if before is None:
         return Check(label, dtype, note=f"the original does not run on it: {reason}")
@@ -239,8 +241,8 @@ def first_difference(
     Returns:
         Its name, or an empty text.
     """
-    names = [d.name for d in plan.decisions
-             if d.action == "scale_shift" or (d.action == "folded" and d.side == "left")]  # fmt: skip
+    stays = {"scale_shift": ("",), "folded": ("left",)}
+    names = [d.name for d in plan.decisions if d.side in stays.get(d.action, ())]
     pairs = [_outputs(model, names, call) for model in (original, folded)]
     for name in pairs[0]:
         if name in pairs[1] and _errors([pairs[0][name]], [pairs[1][name]])[1] > tolerance:
@@ -252,20 +254,15 @@ def _outputs(model: nn.Module, names: list[str], call: Call) -> dict[str, Tensor
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        return lambda _m, _a, result: found.setdefault(name, result.detach().clone())
+        def hook(_module: nn.Module, _args: Any, result: Tensor) -> None:
+            found.setdefault(name, result.detach().clone())
 
-    handles = [model.get_submodule(n).register_forward_hook(_silent(keep(n))) for n in names if n]
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names if n]
     try:
         _run(model, call)
     finally:
         for handle in handles:
             handle.remove()
     return found
-
-
-def _silent(hook: Any) -> Any:
-    def call(module: nn.Module, args: Any, result: Any) -> None:
-        hook(module, args, result)
-
-    return call
-

@@ -133,7 +133,9 @@ def _follow_region(
 
 
 def _blame(name: str, region: nn.Module, reason: str) -> str:
-    where = f"{name!r} ({type(region).__name__})" if name else f"the model ({type(region).__name__})"
+    where = (
+        f"{name!r} ({type(region).__name__})" if name else f"the model ({type(region).__name__})"
+    )
     return f"the code of {where} cannot be followed: {reason}"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import PH
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_leaves
 
@@ -167,7 +168,7 @@ def _one_path(
 ) -> fx.Graph | None:
     tracer = _Tracer(setting, answers)
     concrete: dict[str, Any] = dict.fromkeys(nothing)
-    concrete |= {name: (fx.PH,) * n for name, n in setting.lengths.items() if n}
+    concrete |= {name: (PH,) * n for name, n in setting.lengths.items() if n}
     try:
         with torch.no_grad():
             return tracer.trace(root, concrete or None)

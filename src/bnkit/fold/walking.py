@@ -122,11 +122,12 @@ class Walker:
         raise CannotFoldError(found or f"{_said(node, module)} comes before it")
 
     def _sum(self, graph: fx.Graph, node: fx.Node, at: Place) -> Target:
-        a, b = (*node.args, None)[:2]
+        a, b, *_ = (*node.args, None, None)
         both = isinstance(a, fx.Node) and isinstance(b, fx.Node) and a is not b
         if len(node.args) != 2 or node.kwargs or not both:
             raise CannotFoldError("the sum before it is not one of two tensors")
-        return Target("add", parts=tuple(self._behind(graph, v, at) for v in (a, b)))
+        summands = [v for v in (a, b) if isinstance(v, fx.Node)]
+        return Target("add", parts=tuple(self._behind(graph, v, at) for v in summands))
 
     def _concatenation(self, graph: fx.Graph, node: fx.Node, at: Place) -> Target:
         tensors = argument(node, 0, "tensors")
