@@ -84,7 +84,8 @@ def test_check_writes_nothing_and_fails_above_tolerance(place, capsys):
         (["model.onnx", "-o", "x.pt2"], "expected a new file"),
     ],
 )
-def test_bad_usage_is_one_clear_sentence(place, capsys, words, said):
+@pytest.mark.usefixtures("place")
+def test_bad_usage_is_one_clear_sentence(capsys, words, said):
     assert run(["fold", *words]) == 1
     error = capsys.readouterr().err
     assert said in error

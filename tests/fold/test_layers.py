@@ -79,9 +79,8 @@ def test_channels_last_axis_behind_a_linear_layer():
     net = nn.Sequential(nn.Linear(5, 6), bnkit.nn.BatchNorm(6, axis=-1))
     folding = fold(lived(net), torch.randn(2, 6, 5))
     assert folding.folded == ("1",)
-    assert "dimensions" in str(
-        pytest.raises(bnkit.core.InputError, folding.model, torch.ones(3, 5)).value
-    )
+    with pytest.raises(bnkit.core.InputError, match="dimensions"):
+        folding.model(torch.ones(3, 5))
     wrong = nn.Sequential(nn.Linear(5, 6), bnkit.nn.BatchNorm(6, axis=1))
     assert fold(lived(wrong), torch.randn(2, 6, 5)).kept == ("1",)
 
@@ -154,6 +153,6 @@ def test_scale_and_shift(ndim, values, last):
 
 def test_scale_and_shift_of_another_rank_or_dtype():
     layer = ScaleShift(torch.ones(4), torch.ones(4), ndim=(4,))
-    with pytest.raises(bnkit.core.InputError, match="ScaleShift.*dimensions"):
+    with pytest.raises(bnkit.core.InputError, match=r"ScaleShift.*dimensions"):
         layer(torch.ones(2, 4))
     assert layer(torch.ones(2, 4, 1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16

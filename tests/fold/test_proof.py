@@ -7,6 +7,7 @@ from torch import nn
 import bnkit
 from bnkit.core import Affine
 from bnkit.fold import writing
+from bnkit.fold.modules import ChannelPad
 from tests.fold.networks import NETWORKS, lived
 
 
@@ -42,11 +43,7 @@ def test_a_wrong_fold_is_caught_and_its_layer_named(monkeypatch, fault):
 
 def test_only_difficult_inputs_show_a_missing_border(monkeypatch):
     model = lived(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)))
-    monkeypatch.setattr(
-        writing, "ChannelPad", lambda values, widths: writing_pad(values * 0, widths)
-    )
-    from bnkit.fold.modules import ChannelPad as writing_pad
-
+    monkeypatch.setattr(writing, "ChannelPad", lambda v, widths: ChannelPad(v * 0, widths))
     with pytest.raises(bnkit.core.FoldError, match="relative error"):
         bnkit.fold(model, torch.randn(1, 3, 16, 16))
 
@@ -82,7 +79,7 @@ def test_the_rounding_of_the_original_is_no_error_of_folding():
             self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
         def forward(self, x):
-            return torch.sin(300 * self.norm(self.conv(x)))
+            return torch.sin(10 * self.norm(self.conv(x)))
 
     folding = bnkit.fold(lived(Magnifies()), torch.randn(1, 3, 8, 8))
     assert folding.proof.holds

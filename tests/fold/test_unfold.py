@@ -82,5 +82,5 @@ def test_batch_norms_in_a_row_come_back_as_one():
 
 
 def test_other_arguments_are_refused():
-    with pytest.raises(bnkit.BatchNormError, match="what bnkit.fold returned, got Linear"):
+    with pytest.raises(bnkit.BatchNormError, match=r"what bnkit\.fold returned, got Linear"):
         bnkit.unfold(nn.Linear(2, 2))
