@@ -60,7 +60,7 @@ def fold(
     from bnkit.fold import fold as fold_model
 
     model = _model(subject, weights)
-    example = _example(subject, data, batch_size)
+    example = _example(model, data, batch_size)
     folding = fold_model(model, example, check=False, tolerance=tolerance, leftover=leftover)
     _report(folding, json, quiet=quiet)
     if not folding.proof.holds:
@@ -110,21 +110,22 @@ def _model(subject: str, weights: Path | None) -> "nn.Module":
     return model.eval()
 
 
-def _example(subject: str, data: str | None, batch_size: int) -> Any:
+def _example(model: "nn.Module", data: str | None, batch_size: int) -> Any:
     """The first batch: a tensor, or keyword arguments."""
     import numpy as np
     import torch
     from torch.utils.data import DataLoader, Dataset
 
     from bnkit.core.errors import InputError
+    from bnkit.fold.proof import working_dtype
     from bnkit.sources.data import DataOptions, open_data
 
     if data is None:
-        msg = f"{subject}: expected example inputs to prove the folding with. Pass --data."
+        msg = "fold: expected example inputs to prove the folding with. Pass --data."
         raise InputError(msg)
     found = open_data(data, DataOptions(batch_size=batch_size))
     if isinstance(found, np.ndarray):
-        return torch.from_numpy(found[:batch_size])
+        return torch.from_numpy(found[:batch_size]).to(working_dtype(model))
     if isinstance(found, torch.Tensor):
         return found[:batch_size]
     if isinstance(found, Dataset):
