@@ -104,6 +104,8 @@ def test_other_bad_arguments():
         bnkit.fold(net(), torch.randn(2, 5, 9, 9))
     with pytest.raises(bnkit.core.FoldError, match=r"Pass model\.module"):
         bnkit.fold(nn.DataParallel(net()), x)
+    with pytest.raises(bnkit.core.FoldError, match=r"'0\.weight' on the device 'meta'"):
+        bnkit.fold(nn.Sequential(nn.Conv2d(3, 4, 1, device="meta"), nn.BatchNorm2d(4)).eval(), x)
 
     class Uncopyable(nn.Sequential):
         def __deepcopy__(self, memo):

@@ -150,6 +150,10 @@ def _check_model(model: nn.Module) -> None:
     if not norms:
         msg = f"fold: expected a model with batch norms, got {kind} without any."
         raise FoldError(msg)
+    bare = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if bare:
+        msg = f"fold: expected a model in memory, got {bare[0]!r} on the device 'meta'. Load it."
+        raise FoldError(msg)
     if model.training:
         msg = (
             f"fold: expected a model in eval mode, got {kind} in training mode, where batch norms "

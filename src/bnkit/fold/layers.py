@@ -122,7 +122,9 @@ def is_leaf(module: nn.Module) -> bool:
     if is_norm(module) or is_map(module) or isinstance(module, DomainBatchNorm):
         return True
     composed = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-    return type(module).__module__.startswith(("torch.nn", "bnkit.nn", "bnkit.fold")) and not composed
+    return (
+        type(module).__module__.startswith(("torch.nn", "bnkit.nn", "bnkit.fold")) and not composed
+    )
 
 
 def read_map(name: str, module: nn.Module) -> Map | str:
