@@ -163,7 +163,7 @@ def prove(
 
 
 def _last_bits_changed(model: nn.Module, plan: Plan, seed: int) -> nn.Module:
-    """A copy, with the weights that folding rounds anew off by up to two units in the last place."""
+    """A copy; the weights that folding rounds anew are off by up to two last places."""
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
