@@ -8,6 +8,7 @@ import bnkit
 from bnkit.core import Affine
 from bnkit.fold import writing
 from bnkit.fold.modules import ChannelPad
+from bnkit.fold.proof import Check, Proof
 from tests.fold.networks import NETWORKS, lived
 
 
@@ -83,7 +84,7 @@ def test_the_rounding_of_the_original_is_no_error_of_folding():
 
     folding = bnkit.fold(lived(Magnifies()), torch.randn(1, 3, 8, 8))
     assert folding.proof.holds
-    assert folding.proof.relative_error > 2e-6
+    assert folding.proof.relative_error_varied > 2e-6
     with pytest.raises(bnkit.core.FoldError):
         bnkit.fold(lived(Magnifies()), torch.randn(1, 3, 8, 8), tolerance=2e-6)
 
@@ -150,3 +151,20 @@ def test_integer_outputs_prove_nothing():
 
     with pytest.raises(bnkit.core.FoldError, match="no floating point numbers"):
         bnkit.fold(lived(Net()), torch.randn(1, 3, 6, 6))
+
+
+def test_rounding_that_decides_between_outcomes():
+    exact = [Check(n, "float64", 0, 1e-16) for n in ("given", "times 100")]
+    flipped = Check("times 100", "float32", 1, 0.5, 1e-7)
+    good = Check("given", "float32", 0, 1e-7, 1e-7)
+    proof = Proof((*exact, good, flipped), 2e-6, 1e-12, "float32")
+    assert proof.holds
+    assert proof.unsettled == (flipped,)
+    assert (proof.relative_error, proof.relative_error_varied) == (1e-7, 0.5)
+    # not on the given inputs, not where float64 says otherwise or nothing, not with a tolerance
+    given = Check("given", "float32", 1, 0.5, 1e-7)
+    assert not Proof((*exact, given), 2e-6, 1e-12, "float32").holds
+    wrong = Check("times 100", "float64", 1, 1e-3)
+    assert not Proof((exact[0], wrong, good, flipped), 2e-6, 1e-12, "float32").holds
+    assert not Proof((exact[0], good, flipped), 2e-6, 1e-12, "float32").holds
+    assert not Proof((*exact, good, flipped), 2e-6, 1e-12, "float32", strict=True).holds

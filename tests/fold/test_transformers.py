@@ -39,7 +39,8 @@ def test_architectures(name):
     model, inputs = ARCHITECTURES[name]()
     folding = bnkit.fold(lived(model), inputs)
     given = [c for c in folding.proof.checks if c.inputs == "given" and c.dtype == "float32"]
-    assert [c.relative_error <= 2e-6 for c in given] == [True]
+    # the target, unless the original itself is further than that from float64
+    assert [c.relative_error <= max(2e-6, 2 * c.noise) for c in given] == [True]
     assert len(folding.kept) == LEFT.get(name, 0)
     assert len(folding.refused) == UNUSED.get(name, 0)
     assert all(r.reason for r in folding.records if r.action != "folded")

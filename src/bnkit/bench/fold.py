@@ -209,7 +209,8 @@ def _latency(
 ) -> Latency:
     memory_format: Any = _FORMATS[given[1]]
     x = given[0].to(memory_format=memory_format)
-    model = _lived(make()).to(memory_format=memory_format)
+    model: Any = _lived(make())
+    model = model.to(memory_format=memory_format)
     example = x[:2, :, :_PROOF_SIDE, :_PROOF_SIDE]  # the proof runs the networks many times
     folding = fold(model, example)
     kept = fold(model, example, leftover="keep").model

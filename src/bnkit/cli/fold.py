@@ -1,6 +1,5 @@
 """`bnkit fold`: batch norms into their neighbours, with a proof."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -158,20 +157,15 @@ def _save(model: "nn.Module", example: Any, out: Path) -> None:
     """Write beside the target, then rename: the file is complete or is not there."""
     import torch
 
-    from bnkit.core.errors import OutputError
+    from bnkit.bench.files import replace_file
 
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
+    def write(path: Path) -> None:
         if out.suffix == ".pt2":
             args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
-            torch.export.save(torch.export.export(model, args, kwargs), temporary)
+            torch.export.save(torch.export.export(model, args, kwargs), path)
         else:
             from safetensors.torch import save_model
 
-            save_model(model, str(temporary))
-        temporary.replace(out)
-    except OSError as problem:
-        msg = f"{str(out)!r}: cannot be written ({problem}). Choose another --out."
-        raise OutputError(msg) from problem
-    finally:
-        temporary.unlink(missing_ok=True)
+            save_model(model, str(path))
+
+    replace_file(out, write)

@@ -47,6 +47,11 @@ class Check:
     note: str = ""
     error: str = ""
 
+    @property
+    def given(self) -> bool:
+        """Whether the example is as the user gave it."""
+        return self.inputs.endswith("given")
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -69,18 +74,24 @@ class Proof:
 
     @property
     def relative_error(self) -> float:
-        """The largest relative error in the working dtype."""
-        return self._worst(self.dtype)
+        """The largest relative error in the working dtype, on the given inputs."""
+        return self._worst(self.dtype, given=True)
+
+    @property
+    def relative_error_varied(self) -> float:
+        """The same on the variations of the inputs."""
+        return self._worst(self.dtype, given=False)
 
     @property
     def relative_error64(self) -> float:
-        """The largest relative error in float64."""
+        """The largest relative error in float64, on all inputs."""
         return self._worst("float64")
 
     @property
     def max_error(self) -> float:
-        """The largest absolute error in the working dtype."""
-        return max((c.max_error for c in self.checks if c.dtype == self.dtype), default=math.nan)
+        """The largest absolute error in the working dtype, on the given inputs."""
+        found = [c.max_error for c in self.checks if c.dtype == self.dtype and c.given]
+        return max(found, default=math.nan)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -99,9 +110,23 @@ class Proof:
             return max(self.tolerance64, min(_NOISE * check.noise, self.tolerance))
         if self.strict:
             return self.tolerance
-        # where float64 shows the algebra to be right, what is left is rounding
-        most = math.inf if check.inputs in self._exact else _MOST * self.tolerance
+        # where float64 shows the algebra to be right, what is left is rounding: on the variations
+        # it may decide between outcomes, such as which of two equal scores comes first
+        exact = check.inputs in self._exact
+        if exact and not check.given:
+            return math.inf
+        most = math.inf if exact else _MOST * self.tolerance
         return max(self.tolerance, min(_NOISE * check.noise, most))
+
+    @property
+    def unsettled(self) -> tuple[Check, ...]:
+        """Variations on which rounding, and not the algebra, decides between outcomes."""
+        found = [c for c in self.checks if not c.given and c.inputs in self._exact]
+        return tuple(
+            c for c in found
+            if c.dtype == self.dtype != "float64"
+            and c.relative_error > max(self.tolerance, _NOISE * c.noise)
+        )  # fmt: skip
 
     @property
     def _exact(self) -> set[str]:
@@ -111,8 +136,9 @@ class Proof:
     def _passes(self, check: Check) -> bool:
         return check.relative_error <= self.allowed(check)  # NaN is not
 
-    def _worst(self, dtype: str) -> float:
-        found = [c.relative_error for c in self.checks if c.dtype == dtype and not c.note]
+    def _worst(self, dtype: str, *, given: bool | None = None) -> float:
+        checks = [c for c in self.checks if c.dtype == dtype and not c.note]
+        found = [c.relative_error for c in checks if given is None or c.given == given]
         return max(found, default=math.nan, key=lambda v: math.inf if math.isnan(v) else v)
 
 

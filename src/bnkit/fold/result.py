@@ -118,6 +118,7 @@ class Folding:
             "tolerance64": self.proof.tolerance64,
             "max_error": _plain(self.proof.max_error),
             "relative_error": _plain(self.proof.relative_error),
+            "relative_error_varied": _plain(self.proof.relative_error_varied),
             "relative_error64": _plain(self.proof.relative_error64),
             "checks": [_check(c) for c in self.proof.checks],
         }
@@ -154,13 +155,20 @@ class Folding:
         exact = f"{p.relative_error64:.2g} in float64" if wide else "it does not run in float64"
         yield (
             f"{verdict}: relative error {p.relative_error:.2g} in {p.dtype} (allowed "
-            f"{p.tolerance:.2g}{excuse}), {exact}; "
+            f"{p.tolerance:.2g}{excuse}), {p.relative_error_varied:.2g} on variations of the "
+            f"inputs, {exact}; "
             f"{sum(not c.note for c in p.checks)} comparisons"
         )
         for check in p.failed:
             yield (
                 f"  above tolerance: {check.inputs}, {check.dtype}: {check.relative_error:.2g} "
                 f"(the original's own rounding is {check.noise:.2g})"
+            )
+
+        for check in p.unsettled:
+            yield (
+                f"  rounding decides between outcomes: {check.inputs}: {check.relative_error:.2g} "
+                f"in {check.dtype}, though the algebra is right in float64"
             )
 
     def _table(self) -> Iterable[str]:
