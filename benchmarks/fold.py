@@ -56,6 +56,8 @@ def measured(name: str) -> dict[str, Any]:
         "unfolded_layers": len(batch_norms(folding.model)),
         "holds": folding.proof.holds,
         "relative_error": folding.proof.relative_error,
+        "relative_error_varied": folding.proof.relative_error_varied,
+        "own_rounding": max(c.noise for c in folding.proof.checks if c.inputs == "given"),
         "relative_error64": max(wide) if wide else None,
         "seconds": round(seconds, 2),
         "torch_fx": works(lambda: fx.symbolic_trace(model)),
