@@ -9,7 +9,7 @@ from bnkit.core.errors import InputError
 from bnkit.nn.naming import qualified_name
 from bnkit.ops import IDENTITY, Activation
 
-_SMALL = 1 << 17  # values; below, two elementwise operations cost less than one batch norm call
+_SMALL = 1 << 17  # values; below, one elementwise operation costs less than a batch norm call
 
 
 class Folded(nn.Identity):
