@@ -14,6 +14,7 @@ _PUBLIC = {
     "BatchNormSpec": "bnkit.core.spec",
     "ConversionPlan": "bnkit.conversion",
     "Diagnosis": "bnkit.doctor.diagnosis",
+    "Folding": "bnkit.fold",
     "Moments": "bnkit.core.moments",
     "Recalibration": "bnkit.recalibration",
     "RunningStats": "bnkit.core.running",
@@ -21,12 +22,15 @@ _PUBLIC = {
     "core": "bnkit.core",
     "diagnose": "bnkit.doctor.diagnosing",
     "doctor": "bnkit.doctor",
+    "fold": "bnkit.fold",
+    "fold_": "bnkit.fold",
     "functional": "bnkit.functional",
     "lab": "bnkit.lab",
     "nn": "bnkit.nn",
     "preset": "bnkit.core.frameworks",
     "recalibrate": "bnkit.recalibration",
     "recalibrate_": "bnkit.recalibration",
+    "unfold": "bnkit.fold",
     "watch": "bnkit.doctor.watching",
 }
 
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
     from bnkit.doctor.diagnosing import diagnose as diagnose
     from bnkit.doctor.diagnosis import Diagnosis as Diagnosis
     from bnkit.doctor.watching import watch as watch
+    from bnkit.fold import Folding as Folding
+    from bnkit.fold import fold as fold
+    from bnkit.fold import fold_ as fold_
+    from bnkit.fold import unfold as unfold
     from bnkit.recalibration import Recalibration as Recalibration
     from bnkit.recalibration import recalibrate as recalibrate
     from bnkit.recalibration import recalibrate_ as recalibrate_

@@ -29,6 +29,10 @@ class ConversionError(BatchNormError, TypeError):
     """A module or state that cannot be replaced or converted without losing behaviour."""
 
 
+class FoldError(BatchNormError, ValueError):
+    """A model that cannot be folded, or a folded one that does not compute the same."""
+
+
 class SynchronizationError(BatchNormError, RuntimeError):
     """Processes that normalize one batch together disagree, or one of them does not answer."""
 
