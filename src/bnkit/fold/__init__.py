@@ -1,0 +1,1 @@
+"""Folding (placeholder until the branch of the fold package is merged)."""
