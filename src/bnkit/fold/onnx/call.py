@@ -11,8 +11,8 @@ from bnkit.core.errors import FoldError, InputError
 from bnkit.fold.onnx.folding import OnnxRecord, fold_document
 from bnkit.fold.onnx.inputs import check_given, make_up
 from bnkit.fold.onnx.process import Limits, Trial, infer_shapes
-from bnkit.fold.onnx.proof import prove, tolerance_for
-from bnkit.fold.onnx.reading import Source, read_source, tensors
+from bnkit.fold.onnx.proof import prove
+from bnkit.fold.onnx.reading import Source, read_source
 from bnkit.fold.onnx.result import OnnxFolding
 from bnkit.fold.onnx.scopes import STANDARD, Document
 from bnkit.fold.onnx.walking import NORM
@@ -110,10 +110,7 @@ def _fold(
         models |= {"folded": copy, "wide": wide, "wide_folded": rewrite(wide, limits)[0]}
     else:
         copy = model
-    allowed = tolerance_for([t.data_type for t in tensors(model)])
-    proof = prove(
-        models, trial, limits, tolerance=allowed if tolerance is None else tolerance, name=read.name
-    )
+    proof = prove(models, trial, limits, tolerance=tolerance, name=read.name)
     return OnnxFolding(
         model=copy, records=records, proof=proof, external=read.external, name=read.name
     )

@@ -78,7 +78,7 @@ class BatchNormalization(OpRun):
     op_domain = ""
 
     def _run(self, x: np.ndarray, *parameters: np.ndarray, **attributes: Any) -> tuple[np.ndarray]:
-        if attributes.get("training_mode") or len(self.onnx_node.output) > 1:
+        if attributes.get("training_mode") or any(self.onnx_node.output[1:]):
             msg = "the reference evaluator runs no batch norm in training form"
             raise EngineError(msg)
         eps = attributes.get("epsilon")

@@ -1,0 +1,388 @@
+"""What is folded into what, and what is not, on graphs of a few nodes."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from bnkit.core.fold import inference_affine
+from tests.fold.onnx_graphs import (
+    BN,
+    Net,
+    fold_all,
+    fold_none,
+    kinds,
+    node,
+    numbers,
+    rewritten,
+    same,
+)
+
+NEWEST = onnx.defs.onnx_opset_version()
+
+
+@pytest.mark.parametrize("opset", range(7, NEWEST + 1))
+def test_every_opset(opset):
+    net = Net(opset, "float32").conv("x", "a", 4, 3, pads=[1, 1, 1, 1]).bn("a", "n", 4)
+    net.op("Relu", "n", "y")
+    folded = fold_all(net.model(), "Conv", 2e-6)
+    assert kinds(folded) == ["Conv", "Relu"]
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions(kind, group, space, bias):
+    net = Net()
+    net.inputs["x"] = (2, 4, 6, 5, 4)[: 2 + space]
+    more = {
+        "group": group,
+        "pads": [1, 0] * space,
+        "strides": [2] * space,
+        "dilations": [1] * space,
+    }
+    if kind == "ConvTranspose":
+        more["output_padding"] = [1] * space
+    net.conv("x", "a", 8, 4, (3, 2, 2)[:space], bias=bias, kind=kind, **more).bn("a", "y", 8)
+    assert kinds(fold_all(net.model(), kind)) == [kind]
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("shape", [None, (), (1,), (7,), (1, 7), (1, 1)])
+def test_gemm(transposed, shape):
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    inputs = ["x", net.array("W", *((7, 4) if transposed else (4, 7)))]
+    inputs += [] if shape is None else [net.array("C", *shape)]
+    net.op("Gemm", inputs, "a", alpha=0.5, beta=3.0, transB=transposed).bn("a", "y", 7)
+    folded = fold_all(net.model(), "Gemm")
+    assert [a.name for a in folded.graph.node[0].attribute if a.name != "transB"] == []
+
+
+def test_gemm_that_ignores_its_bias():
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    inputs = ["x", net.array("W", 4, 7), net.array("C", 7)]
+    fold_all(net.op("Gemm", inputs, "a", beta=0.0).bn("a", "y", 7).model(), "Gemm")
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 1)])
+def test_a_gemm_whose_bias_depends_on_the_row(shape):
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    net.op("Gemm", ["x", net.array("W", 4, 7), net.array("C", *shape)], "a").bn("a", "y", 7)
+    fold_none(net.model(), "refused", "bias of Gemm", str(shape))
+
+
+def test_matmul_gets_an_add():
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    net.op("MatMul", ["x", net.array("W", 4, 7)], "a").bn("a", "y", 7)
+    assert kinds(fold_all(net.model(), "MatMul")) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "bus"])
+def test_a_bias_on_the_way(op):
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    net.op("MatMul", ["x", net.array("W", 4, 7)], "a")
+    inputs = ["a", net.array("c", 7)]
+    net.op("Sub" if op == "bus" else op, inputs[::-1] if op == "bus" else inputs, "b").bn(
+        "b", "y", 7
+    )
+    assert len(kinds(fold_all(net.model(), "MatMul"))) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1, 1), (1, 4, 1, 1)])
+def test_a_bias_behind_a_convolution(shape):
+    net = Net().conv("x", "a", 4, 3)
+    net.op("Add", [net.array("c", *shape), "a"], "b").bn("b", "y", 4)
+    assert kinds(fold_all(net.model(), "Conv")) == ["Conv", "Add"]
+
+
+def test_a_map_that_is_added_is_no_bias():
+    net = Net().conv("x", "a", 4, 3)
+    net.op("Add", ["a", net.array("c", 4, 4, 3)], "b").bn("b", "y", 4)
+    fold_none(net.model(), "refused", "not one value per channel")
+
+
+def transposed_linear(length, features):
+    net = Net()
+    net.inputs["x"] = (2, length, 4)
+    net.op("MatMul", ["x", net.array("W", 4, features)], "a")
+    return net.op("Transpose", "a", "t", perm=[0, 2, 1])
+
+
+def test_matmul_on_sequences():
+    net = transposed_linear(6, 7).bn("t", "n", 7).op("Transpose", "n", "y", perm=[0, 2, 1])
+    assert kinds(fold_all(net.model(), "MatMul")) == ["MatMul", "Add", "Transpose", "Transpose"]
+
+
+def test_channels_of_another_axis_that_happens_to_be_as_long():
+    """The batch norm is over the steps of a sequence; folding into the columns would be wrong."""
+    net = Net()
+    net.inputs["x"] = (2, 7, 4)
+    net.op("MatMul", ["x", net.array("W", 4, 7)], "a").bn("a", "y", 7)
+    fold_none(net.model(), "refused", "the weight of MatMul")
+
+
+def test_a_linear_map_of_channels_first():
+    net = Net()
+    net.inputs["x"] = (2, 4, 6)
+    net.op("MatMul", [net.array("W", 7, 4), "x"], "a").bn("a", "y", 7)
+    assert kinds(fold_all(net.model(), "MatMul")) == ["MatMul", "Add"]
+
+
+def test_an_unknown_rank():
+    net = Net()
+    net.inputs["x"] = (2, 7, 4)
+    net.op("elsewhere", "x", "u").op("MatMul", ["u", net.array("W", 4, 7)], "a").bn("a", "y", 7)
+    net.nodes[0].domain = "elsewhere"
+    fold_none(net.model(), "refused", "rank")
+
+
+def test_past_identity_and_dropout():
+    net = Net().conv("x", "a", 4, 3).op("Identity", "a", "i").op("Dropout", "i", "d")
+    fold_all(net.bn("d", "y", 4).model(), "Conv")
+
+
+def test_dropout_in_training_mode():
+    net = Net().conv("x", "a", 4, 3)
+    net.arrays |= {"mode": np.array(True), "ratio": np.array(0.5, "float32")}
+    net.op("Dropout", "a ratio mode", "d").bn("d", "y", 4)
+    fold_none(net.model(), "refused", "training mode")
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_into_the_convolution_behind(group):
+    net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, group=group, strides=[2, 1], dilations=[1, 2])
+    assert kinds(fold_all(net.model(), "Conv")) == ["Conv"]
+
+
+@pytest.mark.parametrize("padding", [{"pads": [0, 0, 1, 0]}, {"auto_pad": "SAME_UPPER"}])
+def test_padding_behind(padding):
+    net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, **padding)
+    record = fold_none(net.model(), "kept", "pads with zeros", "off by up to")
+    assert float(record.reason.rsplit(maxsplit=1)[-1]) > 0.1
+    net = Net().bn("x", "n", 3, zero_shift=True).conv("n", "y", 6, 3, **padding)
+    fold_all(net.model(), "Conv")
+
+
+def test_same_padding_of_a_kernel_of_one():
+    net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, (1, 1), auto_pad="SAME_LOWER", strides=[2, 2])
+    fold_all(net.model(), "Conv")
+
+
+def test_into_a_transposed_convolution_behind():
+    net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, (1, 1), kind="ConvTranspose", group=3)
+    fold_all(net.model(), "ConvTranspose")
+    for more in ({"strides": [2, 2]}, {"output_padding": [1, 0], "strides": [2, 1]}):
+        net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, (1, 1), kind="ConvTranspose", **more)
+        fold_none(net.model(), "kept", "every position alike")
+    net = Net().bn("x", "n", 3).conv("n", "y", 6, 3, (2, 2), kind="ConvTranspose")
+    fold_none(net.model(), "kept", "every position alike")
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_into_gemm_behind(transposed):
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    inputs = ["n", net.array("W", *((7, 4) if transposed else (4, 7))), net.array("C", 1, 7)]
+    net.bn("x", "n", 4).op("Gemm", inputs, "y", alpha=2.0, beta=0.25, transB=transposed)
+    fold_all(net.model(), "Gemm")
+
+
+def test_through_flatten():
+    net = Net().bn("x", "n", 3).op("Flatten", "n", "f")
+    net.op("Gemm", ["f", net.array("W", 90, 4), net.array("C", 4)], "y")
+    assert kinds(fold_all(net.model(), "Gemm")) == ["Flatten", "Gemm"]
+    net = Net().bn("x", "n", 3).op("Flatten", "n", "f", axis=2)
+    net.op("MatMul", ["f", net.array("W", 30, 4)], "y")
+    fold_none(net.model(), "refused", "Flatten")
+
+
+@pytest.mark.parametrize("op", [None, "Add", "Sub", "bus"])
+def test_into_matmul_behind(op):
+    net = Net()
+    net.inputs["x"] = (5, 4)
+    net.bn("x", "n", 4).op("MatMul", ["n", net.array("W", 4, 7)], "m" if op else "y")
+    inputs = ["m", net.array("c", 7)]
+    if op:
+        net.op("Sub" if op == "bus" else op, inputs[::-1] if op == "bus" else inputs, "y")
+    assert len(kinds(fold_all(net.model(), "MatMul"))) == 2
+
+
+def test_into_the_batch_norm_before():
+    net = Net().op("Relu", "x", "r").bn("r", "n", 3).bn("n", "m", 3).op("Sigmoid", "m", "y")
+    folded, records = rewritten(net.model())
+    assert [(r.action, r.side) for r in records] == [("kept", None), ("folded", "norm")]
+    assert kinds(folded) == ["Relu", BN, "Sigmoid"]
+    same(net.model(), folded)
+
+
+def test_a_chain_of_everything():
+    net = Net().conv("x", "a", 4, 3).bn("a", "b", 4).bn("b", "c", 4).conv("c", "d", 5, 4, (2, 2))
+    net.bn("d", "e", 5).op("Relu", "e", "f").bn("f", "g", 5).conv("g", "y", 2, 5, (1, 1))
+    folded = fold_all(net.model(), "Conv Conv Conv Conv")
+    assert kinds(folded) == ["Conv", "Conv", "Relu", "Conv"]
+    assert len(folded.graph.initializer) == 6
+
+
+def test_scaled_in_float64_and_rounded_once():
+    net = Net(dtype="float32").conv("x", "a", 4, 3).bn("a", "y", 4)
+    model = net.model()
+    folded, _ = rewritten(model)
+    before, after = (
+        {t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, folded)
+    )
+    affine = inference_affine(
+        np,
+        (before["y_mean"], before["y_var"]),
+        before["y_scale"],
+        before["y_B"],
+        float(np.float32(1e-5)),
+    )
+    scale = affine.scale[:, None, None, None]
+    assert np.array_equal(
+        after["a_W_folded"], (before["a_W"].astype(float) * scale).astype("float32")
+    )
+    bias = before["a_b"].astype(float) * affine.scale + affine.shift
+    assert np.array_equal(after["a_b_folded"], bias.astype("float32"))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-3), ("bfloat16", 3e-2)])
+def test_narrow_types(dtype, tolerance):
+    net = Net(22, dtype).conv("x", "a", 4, 3).bn("a", "y", 4)
+    folded = fold_all(net.model(), "Conv", tolerance)
+    kind = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
+    assert {t.data_type for t in folded.graph.initializer} == {kind}
+
+
+def test_weights_that_overflow_their_type():
+    net = Net(dtype="float16").conv("x", "a", 4, 3)
+    net.arrays["y_scale"] = np.full(4, 6e4)
+    fold_none(net.bn("a", "y", 4).model(), "refused", "float16", "Conv")
+
+
+def test_mixed_types():
+    """From opset 15 on the statistics may be wider than the input."""
+    net = Net(15, "float16").conv("x", "a", 4, 3).bn("a", "y", 4)
+    for name in ("y_mean", "y_var", "y_scale", "y_B"):
+        net.arrays[name] = net.arrays[name].astype("float32")
+    fold_all(net.model(), "Conv", 4e-3)
+
+
+@pytest.mark.parametrize("outputs", [["y", "a"], ["y", "z"]])
+def test_a_convolution_that_somebody_else_sees(outputs):
+    net = Net().conv("x", "a", 4, 3).bn("a", "y", 4).op("Relu", "a", "z")
+    net.outputs = outputs
+    words = "an output of the graph" if "a" in outputs else "also read by 'z_node'"
+    fold_none(net.model(), "refused", "Conv 'a_node'", words)
+
+
+def test_a_shared_weight_is_copied():
+    net = Net().conv("x", "a", 3, 3, (1, 1)).bn("a", "n", 3)
+    net.op("Conv", "n a_W a_b", "y")
+    model = net.model()
+    folded = fold_all(model, "Conv")
+    assert [n.input[1] for n in folded.graph.node] == ["a_W_folded", "a_W"]
+
+
+def test_one_batch_norm_twice():
+    """The same parameters behind two convolutions, one of which cannot take them."""
+    net = Net().conv("x", "a", 3, 3).bn("a", "n", 3).op("Relu", "n", "r")
+    net.op(BN, ["r", "n_scale", "n_B", "n_mean", "n_var"], "y")
+    folded, records = rewritten(net.model())
+    assert [r.action for r in records] == ["folded", "kept"]
+    same(net.model(), folded)
+
+
+def test_parameters_that_callers_may_override():
+    model = Net().conv("x", "a", 4, 3).bn("a", "y", 4).model()
+    model.graph.input.append(helper.make_tensor_value_info("y_mean", onnx.TensorProto.DOUBLE, [4]))
+    fold_none(model, "refused", "callers may override", "y_mean")
+    model = Net().conv("x", "a", 4, 3).bn("a", "y", 4).model()
+    model.graph.input.append(
+        helper.make_tensor_value_info("a_W", onnx.TensorProto.DOUBLE, [4, 3, 3, 3])
+    )
+    fold_none(model, "refused", "callers may override", "weight of Conv")
+
+
+def test_format_3_lists_its_constants_as_inputs():
+    net = Net(8, ir_version=3).conv("x", "a", 4, 3).bn("a", "y", 4)
+    folded = fold_all(net.model(), "Conv")
+    names = {t.name for t in folded.graph.initializer}
+    assert names == {"a_W_folded", "a_b_folded"}
+    assert {i.name for i in folded.graph.input} == names | {"x"}
+
+
+@pytest.mark.parametrize("name", ["W", "b"])
+def test_weights_that_are_computed(name):
+    net = Net().conv("x", "a", 4, 3).bn("a", "y", 4)
+    net.nodes.insert(0, node("Exp", [f"a_{name}"], ["computed"], "exp"))
+    net.nodes[1].input[{"W": 1, "b": 2}[name]] = "computed"
+    fold_none(net.model(), "refused", "computed by Exp 'exp'")
+
+
+def test_constants_in_disguise():
+    net = Net().conv("x", "a", 4, 3, (1, 1)).bn("a", "y", 4)
+    tensor = numpy_helper.from_array(net.arrays.pop("y_scale"))
+    net.nodes.insert(0, node("Constant", [], ["y_scale"], value=tensor))
+    net.nodes.insert(0, node("Identity", ["y_B"], ["same"]))
+    net.nodes.insert(0, node("Transpose", ["turned"], ["a_W"], perm=[1, 0, 2, 3]))
+    net.arrays["turned"] = net.arrays.pop("a_W").transpose(1, 0, 2, 3)
+    net.nodes[-1].input[3] = "same"
+    assert kinds(fold_all(net.model(), "Conv")) == ["Conv"]
+
+
+def test_training_form():
+    net = Net(13).conv("x", "a", 4, 3).bn("a", "y m v sm sv", 4)
+    net.nodes[-1].input[1:] = ["y_scale", "y_B", "y_mean", "y_var"]
+    for part in ("scale", "B", "mean", "var"):
+        net.arrays[f"y_{part}"] = net.arrays.pop(f"y m v sm sv_{part}")
+    fold_none(net.model(), "refused", "training form", "5 outputs")
+    net = Net(15).conv("x", "a", 4, 3).bn("a", "y", 4, training_mode=1)
+    fold_none(net.model(check=False), "refused", "training_mode=1")
+
+
+def test_outputs_that_are_left_out():
+    net = Net(13).conv("x", "a", 4, 3).bn("a", "y", 4)
+    net.nodes[-1].output.extend(["", "", "", ""])
+    fold_all(net.model(), "Conv")
+
+
+def test_statistics_for_every_position():
+    net = Net(7).conv("x", "a", 4, 3)
+    for part in ("scale", "B", "mean", "var"):
+        net.arrays[f"y_{part}"] = np.abs(numbers(4, 4, 3))
+    fold_none(net.bn("a", "y", 4, spatial=0).model(), "refused", "spatial=0")
+
+
+def test_broken_statistics():
+    for value in (np.nan, -1.0):
+        net = Net().conv("x", "a", 4, 3)
+        net.arrays["y_var"] = np.array([1, value, 1, 1])
+        fold_none(net.bn("a", "y", 4).model(), "refused", "running_var + eps")
+
+
+def test_other_domains_are_left_alone():
+    net = Net().conv("x", "a", 4, 3).bn("a", "n", 4).bn("n", "y", 4)
+    net.nodes[0].domain = net.nodes[2].domain = "elsewhere"
+    record = fold_none(net.model(), "kept", "elsewhere.Conv")
+    assert record.name == "n_node"
+
+
+def test_functions():
+    net = Net().conv("x", "a", 4, 3).bn("a", "b", 4).op("inner", "b b_scale b_B b_mean b_var", "y")
+    net.nodes[-1].domain = "elsewhere"
+    model = net.model(check=False)
+    names = ["i", "s", "b", "m", "v"]
+    body = [node(BN, names, ["o"], "in")]
+    opsets = [helper.make_opsetid("", 15)]
+    function = helper.make_function("elsewhere", "inner", names, ["o"], body, opsets)
+    model.functions.append(function)
+    folded, records = rewritten(model)
+    assert [r.action for r in records] == ["folded", "refused"]
+    assert "inline" in records[1].reason
+    assert kinds(folded) == ["Conv", "inner"]
