@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
@@ -54,7 +55,11 @@ def fold(
     limits = Limits(seconds=limit_seconds)
     engines = ENGINES if engine is None else (engine,)
     try:
-        return _fold(read, inputs, tolerance, engines, limits)
+        with np.errstate(all="ignore"):  # NaN and infinity are found where they matter
+            return _fold(read, inputs, tolerance, engines, limits)
+    except RecursionError as error:
+        msg = f"{read.name}: expected graphs within graphs to be fewer, got too many levels."
+        raise InputError(msg) from error
     except (FoldError, InputError) as error:
         if read.name in str(error):
             raise

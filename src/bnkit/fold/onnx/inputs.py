@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 _BATCH = 2
 # What unnamed spatial sizes and lengths may be; the first that the model takes is used.
 _SIZES = (16, 32, 64, 224, 8, 4)
-_LARGEST = 2**26  # elements of one input that is made up
+_LARGEST = 2**24  # elements of all inputs that are made up
 _INTEGERS = 2  # made-up integers are 0 or 1: an index that every table has
 _SEED = 20151114
 
@@ -77,17 +77,26 @@ def make_up(model: ModelProto) -> list[list[Arrays]]:
 
 def _make(values: Sequence[ValueInfoProto], size: int) -> Arrays:
     generator = np.random.default_rng(_SEED)
-    return {v.name: _array(v, size, generator) for v in values}
+    shapes = [_shape(v, size) for v in values]
+    if sum(np.prod(s, dtype=float) for s in shapes) > _LARGEST:
+        got = [s[:8] for s in shapes[:4]]
+        msg = f"inputs: expected sizes that can be made up, got {got}. {_GIVE}"
+        raise InputError(msg)
+    return {v.name: _array(v, s, generator) for v, s in zip(values, shapes, strict=True)}
 
 
-def _array(value: ValueInfoProto, size: int, generator: np.random.Generator) -> np.ndarray:
+def _shape(value: ValueInfoProto, size: int) -> list[int]:
     shape = [
         int(d.dim_value) if d.WhichOneof("value") == "dim_value" else (_BATCH if i == 0 else size)
         for i, d in enumerate(_dims(value))
     ]
-    if min(shape, default=1) < 0 or np.prod(shape, dtype=float) > _LARGEST:
-        msg = f"input {value.name!r}: expected a size that can be made up, got {shape[:8]}. {_GIVE}"
+    if min(shape, default=1) < 0:
+        msg = f"input {value.name!r}: expected sizes that are not negative, got {shape[:8]}."
         raise InputError(msg)
+    return shape
+
+
+def _array(value: ValueInfoProto, shape: list[int], generator: np.random.Generator) -> np.ndarray:
     dtype = _dtype(value)
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)

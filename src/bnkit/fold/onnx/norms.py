@@ -155,7 +155,7 @@ def constant(document: Document, scope: Scope, name: str, what: str, depth: int 
     if name in owner.initializers:
         if name in owner.inputs and not document.constants_are_inputs:
             raise NotFolded(f"{what} ({name!r}) is a default that callers may override")
-        return _values(owner.initializers[name], what)
+        return stored_values(owner.initializers[name], what)
     producer = owner.producers.get(name)
     if producer is None:
         sort = "an input of the graph" if name in owner.inputs else "a sparse initialiser"
@@ -173,8 +173,20 @@ def constant(document: Document, scope: Scope, name: str, what: str, depth: int 
         raise InputError(msg) from error
 
 
-def _values(tensor: TensorProto, what: str) -> np.ndarray:
-    """The values of a stored tensor; the file has to hold as many as its shape says."""
+def stored_values(tensor: TensorProto, what: str) -> np.ndarray:
+    """The values of a stored tensor; the file has to hold as many as its shape says.
+
+    Args:
+        tensor: The tensor.
+        what: For messages.
+
+    Returns:
+        The values.
+
+    Raises:
+        NotFolded: It is of a kind that is not read.
+        InputError: It holds more or less than its shape says.
+    """
     count = element_count(tensor)
     label = f"initialiser {tensor.name!r}" if tensor.name else what
     if tensor.data_location == TensorProto.EXTERNAL or tensor.HasField("segment"):
@@ -197,7 +209,7 @@ def _values(tensor: TensorProto, what: str) -> np.ndarray:
 def _constant_node(node: Node, what: str) -> np.ndarray:
     for attribute in node.proto.attribute:
         if attribute.name == "value":
-            return _values(attribute.t, what)
+            return stored_values(attribute.t, what)
         if attribute.name in ("value_float", "value_floats"):
             return np.asarray(helper.get_attribute_value(attribute), np.float32)
         if attribute.name in ("value_int", "value_ints"):

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnkit.core.errors import InputError
@@ -49,8 +50,8 @@ def read_source(source: "str | os.PathLike[str] | bytes | ModelProto") -> Source
         InputError: It is not there, is no ONNX model, or its data is not where it says.
     """
     if isinstance(source, ModelProto):
-        name, folder, model = "the model", None, ModelProto()
-        model.CopyFrom(source)
+        name, folder = "the model", None
+        model = _parse(_serialized(source), name)
     elif isinstance(source, bytes):
         name, folder, model = "the model", None, _parse(source, "the model")
     elif isinstance(source, (str, os.PathLike)):
@@ -62,6 +63,9 @@ def read_source(source: "str | os.PathLike[str] | bytes | ModelProto") -> Source
         raise InputError(msg)
     if not model.graph.node:
         msg = f"{name}: expected an ONNX model, got one whose graph has no nodes."
+        raise InputError(msg)
+    if not all(isinstance(text, str) for text in _texts(model)):
+        msg = f"{name}: expected names in UTF-8, got other bytes: the file is damaged."
         raise InputError(msg)
     return Source(name, model, _take_in(model, folder, name))
 
@@ -98,6 +102,36 @@ def subgraphs(attribute: AttributeProto) -> Iterator[GraphProto]:
     yield from attribute.graphs
 
 
+def _texts(model: ModelProto) -> Iterator[Any]:
+    """Every name; protobuf gives one that is no text as bytes."""
+    yield from (o.domain for o in model.opset_import)
+    yield from _graph_texts(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+        for node in function.node:
+            yield from _node_texts(node)
+
+
+def _graph_texts(graph: GraphProto) -> Iterator[Any]:
+    yield graph.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+    yield from (t.name for t in graph.initializer)
+    yield from (s.values.name for s in graph.sparse_initializer)
+    for node in graph.node:
+        yield from _node_texts(node)
+
+
+def _node_texts(node: NodeProto) -> Iterator[Any]:
+    yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for attribute in node.attribute:
+        yield attribute.name
+        yield attribute.t.name
+        yield from (e.value for e in attribute.t.external_data)
+        for graph in subgraphs(attribute):
+            yield from _graph_texts(graph)
+
+
 def _bytes(path: Path, name: str) -> bytes:
     expected = f"{name}: expected an ONNX file"
     if not path.is_file():
@@ -112,6 +146,14 @@ def _bytes(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         msg = f"{expected}, got: {error.strerror or error}."
+        raise InputError(msg) from error
+
+
+def _serialized(model: ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except (EncodeError, ValueError, RecursionError) as error:
+        msg = "the model: expected at most 2 GiB and graphs not too deep within each other."
         raise InputError(msg) from error
 
 

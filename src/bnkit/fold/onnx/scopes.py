@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from bnkit.core.errors import InputError
 from bnkit.fold.onnx.reading import subgraphs
@@ -73,14 +81,9 @@ class Node:
         for found in self.proto.attribute:
             if found.name != name:
                 continue
-            try:
-                value: Any = helper.get_attribute_value(found)
-            except ValueError:
-                value = None
-            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-            value = list(value) if isinstance(default, list) and _is_ints(value) else value
-            if type(value) is type(default):
-                return value
+            kind, read = _ATTRIBUTES[type(default)]
+            if found.type == kind:
+                return read(found)
             msg = f"node {self.label!r}: attribute {name!r} has a type that {self.op} does not take"
             raise InputError(msg)
         return default
@@ -353,9 +356,9 @@ def _copy(message: Any) -> Any:
     return copy
 
 
-def _is_ints(value: Any) -> bool:
-    return (
-        value is not None
-        and not isinstance(value, (str, int, float))
-        and all(isinstance(v, int) for v in value)
-    )
+_ATTRIBUTES: dict[type, tuple[int, Callable[[AttributeProto], Any]]] = {
+    int: (AttributeProto.INT, lambda a: a.i),
+    float: (AttributeProto.FLOAT, lambda a: a.f),
+    str: (AttributeProto.STRING, lambda a: a.s.decode("utf-8", "replace")),
+    list: (AttributeProto.INTS, lambda a: list(a.ints)),
+}

@@ -2,6 +2,7 @@
 
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from bnkit.fold.onnx.norms import stored_values
 from bnkit.fold.onnx.reading import subgraphs, tensors
 
 _NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -17,12 +18,15 @@ def widened(model: ModelProto) -> ModelProto:
 
     Returns:
         The copy.
+
+    Raises:
+        InputError: A tensor does not hold what its shape says.
     """
     wide = ModelProto()
     wide.CopyFrom(model)
     for tensor in tensors(wide):
         if tensor.data_type in _NARROW:
-            values = numpy_helper.to_array(tensor).astype("float64")
+            values = stored_values(tensor, f"tensor {tensor.name!r}").astype("float64")
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     for nodes in (wide.graph.node, *(f.node for f in wide.functions)):
         for node in nodes:
