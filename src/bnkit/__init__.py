@@ -13,18 +13,22 @@ _PUBLIC = {
     "BatchNormError": "bnkit.core.errors",
     "BatchNormSpec": "bnkit.core.spec",
     "Diagnosis": "bnkit.doctor.diagnosis",
+    "Folding": "bnkit.fold",
     "Moments": "bnkit.core.moments",
     "Recalibration": "bnkit.recalibration",
     "RunningStats": "bnkit.core.running",
     "core": "bnkit.core",
     "diagnose": "bnkit.doctor.diagnosing",
     "doctor": "bnkit.doctor",
+    "fold": "bnkit.fold",
+    "fold_": "bnkit.fold",
     "functional": "bnkit.functional",
     "lab": "bnkit.lab",
     "nn": "bnkit.nn",
     "preset": "bnkit.core.frameworks",
     "recalibrate": "bnkit.recalibration",
     "recalibrate_": "bnkit.recalibration",
+    "unfold": "bnkit.fold",
     "watch": "bnkit.doctor.watching",
 }
 
@@ -44,6 +48,10 @@ if TYPE_CHECKING:
     from bnkit.doctor.diagnosing import diagnose as diagnose
     from bnkit.doctor.diagnosis import Diagnosis as Diagnosis
     from bnkit.doctor.watching import watch as watch
+    from bnkit.fold import Folding as Folding
+    from bnkit.fold import fold as fold
+    from bnkit.fold import fold_ as fold_
+    from bnkit.fold import unfold as unfold
     from bnkit.recalibration import Recalibration as Recalibration
     from bnkit.recalibration import recalibrate as recalibrate
     from bnkit.recalibration import recalibrate_ as recalibrate_

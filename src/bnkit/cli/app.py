@@ -36,6 +36,7 @@ app.command(lab)
 app.command("bnkit.cli.bench:app", name="bench", help="How fast, beside torch and a plain copy.")
 app.command("bnkit.cli.doctor:doctor", name="doctor", help="Find what ruins a network.")
 app.command("bnkit.cli.fix:fix", name="fix", help="Mend what the doctor found, into a new file.")
+app.command("bnkit.cli.fold:fold", name="fold", help="Batch norms into neighbours, with a proof.")
 app.command("bnkit.cli.rules:explain", name="explain", help="The page of a rule of the doctor.")
 app.command("bnkit.cli.rules:rules", name="rules", help="List the rules of the doctor.")
 app.command(
