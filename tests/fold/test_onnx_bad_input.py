@@ -110,6 +110,9 @@ def test_training_information():
     model = small().model()
     model.training_info.add()
     assert "training information" in complaint(model)
+    model = small().model()
+    model.graph.quantization_annotation.add(tensor_name="a_W")
+    assert "quantization" in complaint(model)
 
 
 def test_graphs_that_are_none():

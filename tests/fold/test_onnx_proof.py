@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnkit.core import BatchNormError, FoldError, InputError
-from bnkit.fold.onnx import OnnxFolding, fold_onnx
+from bnkit.fold.onnx import OnnxFolding, call, fold_onnx
 from bnkit.fold.onnx.call import rewrite
 from bnkit.fold.onnx.inputs import make_up
 from bnkit.fold.onnx.process import Limits, Trial
@@ -66,6 +66,14 @@ def test_weights_that_are_slightly_wrong(which):
     spoil(found[which], 1 + 1e-5 if which == "folded" else 1 + 1e-9)
     with pytest.raises(FoldError, match=r"'?net'?: expected the folded .* relative error of .*e-"):
         check(found)
+
+
+def test_a_model_that_is_too_large_for_float64(monkeypatch):
+    monkeypatch.setattr(call, "_LARGEST_WIDENED", 100)
+    proof = fold_onnx(small().model(), engine="reference").proof
+    assert proof.holds
+    assert proof.relative_error64 is None
+    assert "too large" in proof.note64
 
 
 def test_a_tolerance_of_the_caller():

@@ -193,6 +193,28 @@ def test_into_gemm_behind(transposed):
     fold_all(net.model(), "Gemm")
 
 
+def test_a_gemm_that_transposes_its_input():
+    net = Net()
+    net.inputs["x"] = (4, 4)
+    net.bn("x", "n", 4).op("Gemm", ["n", net.array("W", 4, 7), net.array("C", 7)], "y", transA=1)
+    fold_none(net.model(), "refused", "takes it transposed")
+    net = Net()
+    net.inputs["x"] = (4, 5)
+    net.op("Gemm", ["x", net.array("W", 4, 7), net.array("C", 7)], "a", transA=1).bn("a", "y", 7)
+    fold_all(net.model(), "Gemm")
+
+
+def test_a_value_that_multiplies_itself():
+    net = Net()
+    net.inputs["x"] = (4, 4)
+    net.bn("x", "n", 4).op("Gemm", "n n", "y")
+    fold_none(net.model(), "refused", "reads it twice")
+    net = Net()
+    net.inputs["x"] = (4, 4)
+    net.bn("x", "n", 4).op("Gemm", [net.array("A", 5, 4), "n"], "y")
+    fold_none(net.model(), "refused", "the weight of Gemm")
+
+
 def test_through_flatten():
     net = Net().bn("x", "n", 3).op("Flatten", "n", "f")
     net.op("Gemm", ["f", net.array("W", 90, 4), net.array("C", 4)], "y")

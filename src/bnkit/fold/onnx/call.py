@@ -19,6 +19,7 @@ from bnkit.fold.onnx.scopes import STANDARD, Document
 from bnkit.fold.onnx.walking import NORM
 from bnkit.fold.onnx.widening import widened
 
+_LARGEST_WIDENED = 2**28  # bytes; in float64 there are four more copies, each twice as large
 ENGINES = ("onnxruntime", "reference")
 
 
@@ -104,6 +105,9 @@ def _fold(
     if model.training_info:
         msg = "expected a model for inference, got one with training information"
         raise InputError(msg)
+    if model.graph.quantization_annotation:
+        msg = "expected a model that is not quantized yet, got one with quantization annotations"
+        raise InputError(msg)
     given = None if inputs is None else check_given(model, inputs)
     copy, records = rewrite(model, limits)
     models = {"original": model}
@@ -111,8 +115,10 @@ def _fold(
     if any(r.action == "folded" for r in records):
         label = "made-up inputs" if given is None else "given inputs"
         trial = Trial(make_up(model) if given is None else [given], label, engines)
-        wide = widened(model)
-        models |= {"folded": copy, "wide": wide, "wide_folded": rewrite(wide, limits)[0]}
+        models["folded"] = copy
+        if model.ByteSize() <= _LARGEST_WIDENED:
+            wide = widened(model)
+            models |= {"wide": wide, "wide_folded": rewrite(wide, limits)[0]}
     else:
         copy = model
     proof = prove(models, trial, limits, tolerance=tolerance, name=read.name)

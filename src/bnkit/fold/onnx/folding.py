@@ -122,6 +122,8 @@ def fold_right_of(document: Document, node: Node) -> Node:
     linear = read_linear(document, target, way.channels)
     if target.input(1 - linear.index if target.op == "MatMul" else 0) != way.name:
         raise NotFolded(f"{target.op} {target.label!r} does not take it as its value")
+    if target.op == "Gemm" and target.attribute("transA", 0):
+        raise NotFolded(f"Gemm {target.label!r} takes it transposed: its channels are the rows")
     affine = _repeated(norm, linear, way)
     _check_border(linear, affine)
     folded = rounded_linear(linear, _fold(fold_right, linear, affine))
@@ -218,7 +220,8 @@ def _check_border(linear: Linear, affine: Affine) -> None:
     same = node.attribute("auto_pad", "NOTSET") not in {"NOTSET", "VALID", ""}
     if node.op == "ConvTranspose":
         strides = any(s != 1 for s in node.attribute("strides", [1]))
-        if not one_tap or strides or padded or same or any(node.attribute("output_padding", [0])):
+        enlarged = any(node.attribute("output_padding", [0])) or node.attribute("output_shape", [])
+        if not one_tap or strides or padded or same or enlarged:
             reason = f"{node.op} {node.label!r} does not give its shift to every position alike"
             raise NotFolded(reason, "kept")
     elif padded or (same and not one_tap):

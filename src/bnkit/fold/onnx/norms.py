@@ -153,7 +153,7 @@ def constant(document: Document, scope: Scope, name: str, what: str, depth: int 
     if owner is None or depth > _DEPTH:
         raise NotFolded(f"{what} comes from too long a chain of nodes")
     if name in owner.initializers:
-        if name in owner.inputs and not document.constants_are_inputs:
+        if document.overridable(owner, name):
             raise NotFolded(f"{what} ({name!r}) is a default that callers may override")
         return stored_values(owner.initializers[name], what)
     producer = owner.producers.get(name)

@@ -156,10 +156,13 @@ class Document:
         self._names: set[str] = set()
         self._scan(model.graph, "", None)
 
-    @property
-    def constants_are_inputs(self) -> bool:
+    def lists_constants(self, scope: Scope) -> bool:
         """Below version 4 of the format, every initialiser has to be listed as an input too."""
-        return self.model.ir_version < _FIRST_IR_WITH_CONSTANTS
+        return scope.parent is None and self.model.ir_version < _FIRST_IR_WITH_CONSTANTS
+
+    def overridable(self, scope: Scope, name: str) -> bool:
+        """Whether an initialiser is a default that callers may override."""
+        return name in scope.inputs and not self.lists_constants(scope)
 
     def nodes(self, op: str) -> list[Node]:
         """The nodes of a standard operator that are left, in all scopes."""
@@ -232,7 +235,7 @@ class Document:
         """Write the changed graphs, inner ones first: an outer one copies its nodes."""
         for scope in reversed(self.scopes):
             if scope.changed:
-                _write(scope, with_inputs=self.constants_are_inputs and scope.parent is None)
+                _write(scope, with_inputs=self.lists_constants(scope))
 
     def _scan(self, graph: GraphProto, path: str, parent: Scope | None) -> None:
         scope = Scope(graph, path, parent)
@@ -300,7 +303,7 @@ class Document:
     def _collect(self, scope: Scope, name: str) -> None:
         """Drop a constant, or a node that only makes constants, when nothing reads it any more."""
         producer = scope.producers.get(name)
-        if name in scope.initializers and (self.constants_are_inputs or name not in scope.inputs):
+        if name in scope.initializers and not self.overridable(scope, name):
             del scope.initializers[name]
             scope.inputs.discard(name)
             scope.changed = True

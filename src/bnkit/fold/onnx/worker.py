@@ -133,6 +133,8 @@ def _exact(
     Raises:
         MemoryError: The limit is reached.
     """
+    if "wide" not in models:
+        return {"checks64": [], "note64": "the model is too large for it"}
     start, found = time.monotonic(), []
     try:
         wide, wide_folded = (reference_engine()[1](models[n]) for n in ("wide", "wide_folded"))
