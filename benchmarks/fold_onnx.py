@@ -1,10 +1,10 @@
 """What folding ONNX files promises, measured on exported networks.
 
 Run `python benchmarks/fold_onnx.py` where onnxruntime and onnxscript are installed. For each
-network and exporter it prints how many batch norms were folded, the relative error, and the latency of the
-folded model as a ratio to the original, with ONNX Runtime's graph optimizations off and on: at its
-default level ONNX Runtime folds batch norms behind convolutions itself, whenever it loads a model.
-The last lines say what a batch norm that stays costs as it is, and as Mul and Add. A minute or two.
+network and exporter it prints how many batch norms were folded, the relative error, and the
+latency of the folded model as a ratio to the original, with ONNX Runtime's graph optimizations off
+and on: by default ONNX Runtime folds batch norms behind convolutions itself, each time it loads a
+model. The last lines say what a batch norm that stays would cost as Mul and Add. A minute or two.
 """
 
 # ruff: noqa: TID253, N812  a script, not a module of the package
