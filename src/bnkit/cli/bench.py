@@ -26,6 +26,7 @@ _TITLES = {"gate": "numbers against float64", "networks": "training steps", "lay
 
 app = App(name="bench", help="How fast, beside torch and a plain copy.")
 app.command("bnkit.cli.bench_family:family", name="family", help="What each layer costs more.")
+app.command("bnkit.cli.bench_fold:fold", name="fold", help="How fast folded networks are.")
 
 
 @app.default

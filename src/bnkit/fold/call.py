@@ -14,10 +14,10 @@ from bnkit.fold.exported import as_module
 from bnkit.fold.layers import Map, find, is_norm, read_map
 from bnkit.fold.observing import Call, calls_of, observe
 from bnkit.fold.planning import Plan, make_plan
-from bnkit.fold.proof import Proof, first_difference, prove
+from bnkit.fold.proof import Proof, first_difference, prove, working_dtype
 from bnkit.fold.regions import Flow, follow
 from bnkit.fold.result import Folding, FoldRecord, WeightRanges
-from bnkit.fold.stress import stressed
+from bnkit.fold.stress import as_dtype, stressed
 from bnkit.fold.writing import carry_out
 
 Leftover = Literal["scale_shift", "keep"]
@@ -205,14 +205,28 @@ def _failure(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[C
         worst, key=lambda c: c.relative_error if c.relative_error == c.relative_error else math.inf
     )
     limit = result.proof.allowed(one)
-    variants = [inputs for call in calls for _, inputs in stressed(call)]
-    names = (first_difference(original, result.model, plan, v, limit) for v in variants)
-    layer = next((n for n in names if n), "")
     if one.error:
         return f"fold: the folded model fails on the inputs {one.inputs!r}: {one.error}."
+    layer = _where(original, result, plan, calls)
     where = f"; the first layer that differs is {layer!r}" if layer else ""
     return (
         f"fold: expected outputs equal within {limit:.2g}, got a relative error of "
         f"{one.relative_error:.2g} on the inputs {one.inputs!r} in {one.dtype}{where}. Pass "
         "tolerance= to allow it, or check=False to look at the result."
     )
+
+
+def _where(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[Call]) -> str:
+    """The first batch norm whose replacement differs: in float64, else in the working dtype."""
+    wide = nn.Module.double(copy.deepcopy(original))
+    wide_folded = carry_out(copy.deepcopy(wide), plan)
+    rounding = 16 * torch.finfo(working_dtype(original)).eps
+    pairs = ((wide, wide_folded, 1e-9), (original, result.model, rounding))
+    for before, after, tolerance in pairs:
+        for call in calls:
+            for _, inputs in stressed(call):
+                given = as_dtype(inputs, torch.float64) if before is wide else inputs
+                name = first_difference(before, after, plan, given, tolerance)
+                if name:
+                    return name
+    return ""

@@ -158,6 +158,8 @@ class _Planner:
         if first.act.name != "none" or not same or other.name == decision.name:
             raise CannotFoldError(f"{first} before it cannot take it")
         calls = self.flow.sites[id(first.module)]
+        for site in calls:
+            input_of(site.node)
         if len(calls) != len(self.flow.sites[id(module)]) or any(
             len(readers(s.node)) != 1 for s in calls
         ):
@@ -186,6 +188,8 @@ class _Planner:
         norm = self.ready(module, decision)
         if norm.act.name != "none":
             raise CannotFoldError(f"its activation ({norm.act.name}) stands between")
+        for site in self.flow.sites[id(module)]:
+            input_of(site.node)  # a residual is added after the scale and shift
         affine, ndim = decision.affine or norm.affine, self.ndim(module)
         keys = consumers(self.flow, module, self.maps, self.done, (norm.axis, ndim))
         found = [m for k in keys if isinstance(m := self.maps[k], Map)]
