@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from zipfile import BadZipFile
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -11,6 +12,8 @@ from bnkit.cli.console import out as console
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from bnkit.fold.onnx import OnnxFolding
 
 Switch = Parameter(negative="")
 FOLDED, NOT_EQUAL = 0, 1
@@ -38,7 +41,8 @@ def fold(
     Args:
         subject: path.py:name or package.module:name of the model or of a function that builds
             it; or a file.onnx.
-        data: Example inputs: a file.npz, a folder of images, or path.py:loader.
+        data: Example inputs: a file.npz, a folder of images, or path.py:loader. For an ONNX file
+            an .npz with an array for each input; without it they are made up.
         weights: A checkpoint to load into the model first.
         out: New file: .safetensors for the state_dict, .pt2 for a program of torch.export, .onnx
             for ONNX.
@@ -55,7 +59,12 @@ def fold(
     out = None if check else out
     _check_out(subject, out)
     if subject.endswith(".onnx"):
-        return _fold_onnx(Path(subject), out, json, quiet=quiet)
+        folding = _fold_onnx(subject, data, weights, tolerance)
+        _report(folding, json, quiet=quiet)
+        if out is not None:
+            folding.save(out)
+            _say(f"wrote {out}", quiet=quiet)
+        return FOLDED
     from bnkit.fold import fold as fold_model
 
     model = _model(subject, weights)
@@ -137,20 +146,26 @@ def _example(model: "nn.Module", data: str | None, batch_size: int) -> Any:
     return batch
 
 
-def _fold_onnx(path: Path, out: Path | None, json: Path | None, *, quiet: bool) -> int:
-    from bnkit.core.errors import FoldError
+def _fold_onnx(
+    subject: str, data: str | None, weights: Path | None, tolerance: float | None
+) -> "OnnxFolding":
+    import numpy as np
 
+    from bnkit.core.errors import InputError
+    from bnkit.fold.onnx import fold_onnx
+
+    if weights is not None:
+        msg = f"{subject}: expected no --weights beside an ONNX file, which holds its own."
+        raise InputError(msg)
+    if data is None:
+        return fold_onnx(subject, tolerance=tolerance)
     try:
-        from bnkit.fold.onnx import fold_onnx  # pyright: ignore[reportMissingImports]
-    except ImportError as problem:
-        msg = f"{path}: expected the package onnx to read it, got: {problem}. Install bnkit[onnx]."
-        raise FoldError(msg) from problem
-    folding = fold_onnx(path)
-    _report(folding, json, quiet=quiet)
-    if out is not None:
-        folding.save(out)
-        _say(f"wrote {out}", quiet=quiet)
-    return FOLDED
+        with np.load(data, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as problem:
+        msg = f"{data!r}: expected an .npz file with an array for each input of {subject}."
+        raise InputError(msg) from problem
+    return fold_onnx(subject, inputs=arrays, tolerance=tolerance)
 
 
 def _save(model: "nn.Module", example: Any, out: Path) -> None:
