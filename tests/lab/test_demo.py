@@ -15,7 +15,7 @@ SMALL = DemoConfig(
     mofan=MofanConfig(steps=11, record_every=5),
     twins=TwinConfig(seeds=(1, 2), lrs=(0.1, 1.0), steps=20, record_every=10),
 )
-PARTS = 4 + 8 + 2 * (2 + 2) + 1
+PARTS = 4 + 8 + 2 * (2 + 2) + 1 + 1
 VOLATILE = {"created", "seconds"}
 
 
@@ -45,7 +45,13 @@ def test_document_of_the_demo(uninterrupted, tmp_path):
     path = write_json(uninterrupted.to_dict(), tmp_path / "results.json")
     document = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert document["schema"] == "bnkit.demo/1"
-    assert [f["id"] for f in document["findings"]] == ["mofan", "twins", "mode", "doctor"]
+    assert [f["id"] for f in document["findings"]] == [
+        "mofan",
+        "twins",
+        "mode",
+        "doctor",
+        "leaving",
+    ]
     assert set(document["mofan"]) == {
         "config",
         "record_steps",
@@ -74,7 +80,7 @@ def test_document_of_mofan_alone():
     results = run_mofan_alone(SMALL.mofan)
     document = results.to_dict()
     assert document["schema"] == "bnkit.lab.mofan/1"
-    assert not {"twins", "repairs"} & set(document)
+    assert not {"twins", "repairs", "leaving"} & set(document)
     assert [f["id"] for f in document["findings"]] == ["mofan"]
     assert document["mofan"]["ablation"]["seeds"] == 1
 
@@ -116,7 +122,7 @@ def test_progress_never_goes_back_and_every_stage_ends(tmp_path):
         seen[stage] = (done, total)
 
     run_demo(SMALL, parts=Parts(tmp_path), progress=progress)
-    assert set(seen) == {"mofan", "ablation", "twins", "doctor"}
+    assert set(seen) == {"mofan", "ablation", "twins", "doctor", "leaving"}
     assert all(done == total for done, total in seen.values())
 
 

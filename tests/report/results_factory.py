@@ -258,6 +258,80 @@ def repairs_part() -> dict[str, Any]:
     }
 
 
+def _fold_check(kind: str, dtype: str, error: float | None, **more: Any) -> dict[str, Any]:
+    return {
+        "id": kind,
+        "inputs": both(f"inputs {kind}", f"输入 {kind}"),
+        "dtype": dtype,
+        "relative_error": error,
+        "noise": 3e-7 if dtype == "float32" else 2e-16,
+        "passes": True,
+        "note": "",
+    } | more
+
+
+def _latency(images: int, ratio: float) -> dict[str, Any]:
+    return {
+        "images": images,
+        "before": 0.0004,
+        "after": 0.0004 * ratio,
+        "ratio": ratio,
+        "low": ratio - 0.02,
+        "high": ratio + 0.03,
+        "rounds": 31,
+        "others": None,
+    }
+
+
+def _onnx_file(kind: str, norms: int, **more: Any) -> dict[str, Any]:
+    return {
+        "id": kind,
+        "name": both(f"the file {kind}", f"文件 {kind}"),
+        "file": f"{kind}.onnx",
+        "size": 70_000,
+        "nodes": 12 + norms,
+        "norms": norms,
+        "relative_error": 4e-7,
+        "same": 480,
+        "problem": None,
+    } | more
+
+
+def leaving_part() -> dict[str, Any]:
+    refused = {"relative_error": None, "same": None, "problem": "InferenceError: <not> valid"}
+    return {
+        "config": {"seed": 1, "lr": 3.0, "example": 64, "test": 480},
+        "holds": True,
+        "dtype": "float32",
+        "tolerance": 2e-6,
+        "tolerance64": 1e-12,
+        "max_error": 9.5e-7,
+        "relative_error": 3.1e-7,
+        "relative_error_varied": 5e-6,
+        "relative_error64": 8e-16,
+        "checks": [
+            _fold_check("given", "float64", 8e-16),
+            _fold_check("given", "float32", 3.1e-7),
+            _fold_check("zeros", "float64", 0.0),
+            _fold_check("zeros", "float32", 5e-6, passes=False),
+            _fold_check("huge", "float64", None, noise=None, note="the original gives NaN"),
+        ],
+        "layers": [
+            {"name": "features.1", "action": "folded", "into": ["features.0"], "reason": ""},
+            {"name": "features.4", "action": "refused", "into": [], "reason": "it is shared"},
+        ],
+        "accuracy": 0.998,
+        "accuracy_after": 0.998,
+        "same": 480,
+        "latencies": [_latency(1, 0.62), _latency(64, 1.2)],
+        "export": {
+            "files": [_onnx_file("unfolded", 4), _onnx_file("folded", 0, **refused)],
+            "engine": "onnx.reference 1.23.2",
+            "without": both("ONNX Runtime is not installed", "没有安装 ONNX Runtime"),
+        },
+    }
+
+
 def demo_results() -> dict[str, Any]:
     """Build the whole document of `bnkit demo`."""
     return {
@@ -274,18 +348,19 @@ def demo_results() -> dict[str, Any]:
         },
         "findings": [
             {"id": key, "text": both(f"The finding about {key}.", f"关于 {key} 的发现。")}
-            for key in ("mofan", "twins", "mode", "doctor")
+            for key in ("mofan", "twins", "mode", "doctor", "leaving")
         ],
         "mofan": mofan_part(),
         "twins": twins_part(),
         "repairs": repairs_part(),
+        "leaving": leaving_part(),
     }
 
 
 def mofan_results() -> dict[str, Any]:
     """Build the document of `bnkit lab mofan` without the ablation."""
     results = demo_results()
-    del results["twins"], results["repairs"]
+    del results["twins"], results["repairs"], results["leaving"]
     results["schema"] = "bnkit.lab.mofan/1"
     results["findings"] = results["findings"][:1]
     results["mofan"]["ablation"] = None

@@ -48,6 +48,7 @@ def test_contrast_in_both_themes(demo, visit, scheme):
         "tab=ablation",
         "tab=twins",
         "tab=doctor",
+        "tab=leaving",
     ):
         page.evaluate("(hash) => { location.hash = hash; }", f"lang=en&{state}")
         page.wait_for_timeout(50)
@@ -68,7 +69,7 @@ def test_dark_mode_is_dark(demo, visit):
 @pytest.mark.parametrize("width", [360, 800])
 def test_no_sideways_scrolling(demo, visit, width):
     page = visit(demo, viewport={"width": width, "height": 800})
-    for tab in ("mofan", "ablation", "twins", "doctor"):
+    for tab in ("mofan", "ablation", "twins", "doctor", "leaving"):
         page.click(f"[data-tab={tab}]")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
 
@@ -76,7 +77,7 @@ def test_no_sideways_scrolling(demo, visit, width):
 def test_print_shows_every_tab(demo, visit):
     page = visit(demo)
     page.emulate_media(media="print")
-    for panel in ("mofan", "ablation", "twins", "doctor"):
+    for panel in ("mofan", "ablation", "twins", "doctor", "leaving"):
         assert page.is_visible(f"#panel-{panel}")
     assert page.is_hidden(".rail")
     assert page.locator("#loss .curve").count() > 0

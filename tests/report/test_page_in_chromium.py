@@ -150,7 +150,7 @@ def test_tabs_by_keyboard(demo, visit):
     assert page.is_visible("#panel-ablation")
     assert page.is_hidden("#panel-mofan")
     page.keyboard.press("End")
-    assert page.is_visible("#panel-doctor")
+    assert page.is_visible("#panel-leaving")
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#panel-mofan")
     selected = page.locator("[role=tab][aria-selected=true]")

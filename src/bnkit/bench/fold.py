@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +21,8 @@ from bnkit.bench.networks import MobileNetV2, ResNet18, separate
 from bnkit.bench.quiet import LIMIT, Patience
 from bnkit.bench.results import Machine, Timing
 from bnkit.bench.run import BenchConfig, Progress, silent, torch_threads
-from bnkit.bench.timing import Plan, Work, interleaved
-from bnkit.fold import Folding, fold
+from bnkit.bench.timing import Plan, Work, interleaved, measured
+from bnkit.fold import fold
 
 SCHEMA = "bnkit.bench.fold/1"
 UNFOLDED, FX, FOLDED, KEPT = "unfolded", "torch.fx fuse", "bnkit fold", "bnkit fold, leftovers kept"
@@ -119,46 +120,53 @@ class FoldReport:
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A network folded before one's eyes.
+class Race:
+    """Inference of a network and of its folded copy, in turn.
 
     Attributes:
-        folding: The folded network and its proof.
-        before: Median seconds of an inference of the original.
+        before: Median seconds of the original.
         after: The same of the folded network.
+        ratio: Time of the folded network divided by that of the original, within each round: the
+            median.
+        low: First quartile of the ratios.
+        high: Third quartile.
+        rounds: Number of rounds.
+        others: Share of the processor that other processes took meanwhile, if the system says.
     """
 
-    folding: Folding
     before: float
     after: float
-
-    @property
-    def speedup(self) -> float:
-        """How many times faster the folded network is."""
-        return self.before / self.after
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    others: float | None
 
     def __str__(self) -> str:
         return (
-            f"{self.folding}\n{1e3 * self.before:.3g} ms before, {1e3 * self.after:.3g} ms after: "
-            f"{self.speedup:.2f} times as fast"
+            f"{1e3 * self.before:.3g} ms before, {1e3 * self.after:.3g} ms after: {self.ratio:.2f} "
+            f"of the time (quartiles of {self.rounds} rounds: {self.low:.2f} to {self.high:.2f})"
         )
 
 
-def demonstrate(model: nn.Module, inputs: Tensor, *, budget: float = 0.5) -> Demonstration:
-    """Fold a trained network, prove that it computes the same, and time both.
+def race(model: nn.Module, folded: nn.Module, inputs: Tensor, *, budget: float = 0.5) -> Race:
+    """Time a network and its folded copy in turn, and compare them within each round.
 
     Args:
-        model: In eval mode; it is not changed.
-        inputs: One batch, for the proof and for the time.
+        model: The original, in eval mode.
+        folded: The folded copy.
+        inputs: One batch.
         budget: Seconds of measuring.
 
     Returns:
-        Folding and times.
+        Times and their ratio.
     """
-    folding = fold(model, inputs)
-    works = {UNFOLDED: _work(model, inputs), FOLDED: _work(folding.model, inputs)}
-    timings, _ = interleaved(works, Plan(budget=budget))
-    return Demonstration(folding, timings[0].seconds, timings[1].seconds)
+    works = {UNFOLDED: _work(model, inputs), FOLDED: _work(folded, inputs)}
+    samples, _, others = measured(works, Plan(budget=budget))
+    before, after = samples[UNFOLDED], samples[FOLDED]
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    low, ratio, high = quantiles(ratios, n=4, method="inclusive")
+    return Race(median(before), median(after), ratio, low, high, len(ratios), others)
 
 
 def run_fold(

@@ -88,6 +88,25 @@ def interleaved(
         One timing for each, in the same order: median and quartiles of the samples; and the share
         of the processor that others took during these samples.
     """
+    samples, repetitions, others = measured(works, plan, patience)
+    timings = tuple(_timing(name, samples[name], repetitions[name]) for name in works)
+    return timings, others
+
+
+def measured(
+    works: Mapping[str, Work], plan: Plan, patience: Patience | None = None
+) -> tuple[dict[str, list[float]], dict[str, int], float | None]:
+    """The samples behind `interleaved`, for ratios of two things within each round.
+
+    Args:
+        works: What to time, by name.
+        plan: How long.
+        patience: Time for waiting and measuring again; None = none.
+
+    Returns:
+        Seconds of one call by name, one for each round; calls in one sample; and the share of the
+        processor that others took during these samples.
+    """
     wait = Patience() if patience is None else patience
     names = list(works)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -106,9 +125,8 @@ def interleaved(
             for turn in turns:
                 for name, seconds in turn.items():
                     samples[name].append(seconds)
-    timings = tuple(_timing(name, samples[name], repetitions[name]) for name in names)
     known = [share for share in shares if share is not None]
-    return timings, max(known) if known else None
+    return samples, repetitions, max(known) if known else None
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:

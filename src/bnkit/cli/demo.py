@@ -1,6 +1,7 @@
 """`bnkit demo`: the first run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,11 +39,12 @@ def demo(
 ) -> None:
     """Train networks with and without batch norm and write a page about the difference.
 
-    Then break one of them in several ways and let the doctor find and mend it. Takes about a
-    minute. An interrupted run continues where it stopped.
+    Then break one of them in several ways and let the doctor find and mend it, and fold it with a
+    proof and export it to ONNX. Takes about a minute. An interrupted run continues where it
+    stopped.
 
     Args:
-        out: Folder for report.html, the figures and results.json.
+        out: Folder for report.html, the figures, the ONNX files and results.json.
         seed: Seed of the first weights and of the order of the images.
         fresh: Run everything again, also what an earlier run has finished.
         quiet: Print nothing but errors.
@@ -50,10 +52,17 @@ def demo(
     """
 
     def experiment() -> "Callable[[Parts, Progress], Results]":
+        from bnkit.bench.fold import race
         from bnkit.lab.demo import DemoConfig, run_demo
 
         config = DemoConfig.from_seed(seed)
-        return lambda parts, progress: run_demo(config, parts=parts, progress=progress)
+        return lambda parts, progress: run_demo(
+            config,
+            stopwatch=lambda *given: asdict(race(*given)),
+            folder=out,
+            parts=parts,
+            progress=progress,
+        )
 
     session = Session(out=out, fresh=fresh, quiet=quiet, lang=lang)
-    session.run(("mofan", "ablation", "twins", "doctor"), experiment)
+    session.run(("mofan", "ablation", "twins", "doctor", "leaving"), experiment)

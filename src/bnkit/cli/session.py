@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from bnkit.cli.console import Language, language, out
 from bnkit.cli.display import Display
+from bnkit.cli.leaving_text import leaving_text
 from bnkit.cli.repairs_text import repairs_text
 
 if TYPE_CHECKING:
@@ -123,8 +124,10 @@ class Session:
         words, console = WORDS[lang], out()
         for finding in results.findings:
             console.print(f"* {getattr(finding.text, lang)}")
-        if results.repairs is not None:
-            console.print(repairs_text(results.repairs, lang))
+            if finding.id == "doctor" and results.repairs is not None:
+                console.print(repairs_text(results.repairs, lang))
+            if finding.id == "leaving" and results.leaving is not None:
+                console.print(leaving_text(results.leaving, lang))
         console.print()
         if parts.reused:
             console.print(words["reused"].format(n=parts.reused))

@@ -14,6 +14,7 @@ _PUBLIC = {
     "TwinConfig": "bnkit.lab.twins",
     "run_ablation": "bnkit.lab.ablation",
     "run_demo": "bnkit.lab.demo",
+    "run_leaving": "bnkit.lab.leaving",
     "run_mofan": "bnkit.lab.mofan",
     "run_repairs": "bnkit.lab.repairs",
     "run_twins": "bnkit.lab.study",
@@ -27,6 +28,7 @@ __all__ = [
     "TwinConfig",
     "run_ablation",
     "run_demo",
+    "run_leaving",
     "run_mofan",
     "run_repairs",
     "run_twins",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from bnkit.lab.catalogue import EXPERIMENTS as EXPERIMENTS
     from bnkit.lab.demo import DemoConfig as DemoConfig
     from bnkit.lab.demo import run_demo as run_demo
+    from bnkit.lab.leaving import run_leaving as run_leaving
     from bnkit.lab.mofan import run_mofan as run_mofan
     from bnkit.lab.network import MofanConfig as MofanConfig
     from bnkit.lab.repairs import run_repairs as run_repairs

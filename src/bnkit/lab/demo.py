@@ -1,8 +1,9 @@
-"""The first run: mofan, the twins, the modes and the doctor in one result."""
+"""The first run: mofan, the twins, the modes, the doctor and the way out, in one result."""
 
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import torch
 
 from bnkit import __version__
 from bnkit.lab.ablation import Profile
-from bnkit.lab.findings import doctor_finding, mode_finding, mofan_finding, twins_finding
+from bnkit.lab.findings import (
+    doctor_finding,
+    leaving_finding,
+    mode_finding,
+    mofan_finding,
+    twins_finding,
+)
+from bnkit.lab.leaving import Stopwatch, run_leaving
 from bnkit.lab.mofan import run_mofan
 from bnkit.lab.network import MofanConfig
 from bnkit.lab.progress import Progress, silent
@@ -45,6 +53,8 @@ class DemoConfig:
 def run_demo(
     config: DemoConfig | None = None,
     *,
+    stopwatch: Stopwatch | None = None,
+    folder: Path | None = None,
     parts: Parts | None = None,
     progress: Progress = silent,
 ) -> Results:
@@ -52,12 +62,15 @@ def run_demo(
 
     Args:
         config: What to run; None takes the defaults.
+        stopwatch: Times the folded network, as `bnkit.bench.fold.race`; None measures no times.
+        folder: Where the ONNX files go; None writes none.
         parts: Where finished parts are kept; None keeps nothing.
-        progress: Told how far the work is, in the stages "mofan", "ablation", "twins" and
-            "doctor".
+        progress: Told how far the work is, in the stages "mofan", "ablation", "twins",
+            "doctor" and "leaving".
 
     Returns:
-        The results; the same for the same configuration but for `created` and `seconds`.
+        The results; the same for the same configuration but for `created`, `seconds` and the
+        times of the folded network.
     """
     config = DemoConfig() if config is None else config
     parts = Parts() if parts is None else parts
@@ -65,13 +78,17 @@ def run_demo(
     twins = run_twins(config.twins, parts=parts, progress=progress)
     lr = next(arm.lr for arm in twins.arms if arm.id == "bn")
     repairs = run_repairs(config.twins, lr, parts=parts, progress=progress)
+    leaving = run_leaving(
+        config.twins, lr, stopwatch=stopwatch, folder=folder, parts=parts, progress=progress
+    )
     findings = (
         mofan_finding(mofan),
         twins_finding(twins),
         mode_finding(twins),
         doctor_finding(repairs),
+        leaving_finding(leaving),
     )
-    measured = {"mofan": mofan, "twins": twins, "repairs": repairs}
+    measured = {"mofan": mofan, "twins": twins, "repairs": repairs, "leaving": leaving}
     return _results(DEMO_SCHEMA, findings, measured, parts.seconds)
 
 

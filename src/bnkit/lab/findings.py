@@ -2,6 +2,8 @@
 
 from statistics import fmean, median
 
+from bnkit.lab.leaving_record import Latency, Leaving
+from bnkit.lab.magnitudes import magnitude
 from bnkit.lab.record import Arm, CostCurve, Finding, Mofan, Repairs, State, Text, Twins
 from bnkit.lab.shares import percent
 
@@ -89,6 +91,63 @@ def doctor_finding(repairs: Repairs) -> Finding:
         f"诊断{rule_zh}，处理（{first.mend.zh}）之后为 {after}。",
     )
     return Finding("doctor", text)
+
+
+def leaving_finding(leaving: Leaving) -> Finding:
+    """Whether the folded network is equal, how fast it is, and what ran it elsewhere."""
+    folded = sum(layer.action == "folded" for layer in leaving.layers)
+    total, images = len(leaving.layers), leaving.config["test"]
+    errors = [
+        magnitude(value)
+        for value in (leaving.relative_error, leaving.tolerance, leaving.relative_error64)
+    ]
+    equal = Text("is equal", "相等") if leaving.holds else Text("is NOT equal", "不相等")
+    speed = _speed(leaving.latencies[0]) if leaving.latencies else Text("", "")
+    left = _elsewhere(leaving)
+    text = Text(
+        f"{folded} of the {total} batch norms of the trained network went into the convolutions "
+        f"beside them, and the folded network {equal.en}: relative error {errors[0]} in "
+        f"{leaving.dtype} ({errors[1]} allowed), {errors[2]} in float64, the same answer for "
+        f"{leaving.same} of {images} test images.{speed.en}{left.en}",
+        f"训练好的网络共有 {total} 个批归一化层，其中 {folded} 个并入了相邻的卷积。"
+        f"折叠后的网络与原网络{equal.zh}：{leaving.dtype} 下相对误差 {errors[0]}"
+        f"（允许 {errors[1]}），float64 下 {errors[2]}，{images} 张测试图像中 {leaving.same} 张答案相同。{speed.zh}{left.zh}",
+    )
+    return Finding("leaving", text)
+
+
+def _speed(found: Latency) -> Text:
+    ratio = f"{found.ratio:.2f}"
+    if found.low <= 1 <= found.high:
+        return Text(
+            f" One image takes {ratio} of the time: no clear difference.",
+            f"一张图像的用时为原来的 {ratio}：没有明显差别。",
+        )
+    slower = found.ratio > 1
+    return Text(
+        f" One image takes {ratio} of the time{': it is slower' if slower else ''}.",
+        f"一张图像的用时为原来的 {ratio}{'：更慢' if slower else ''}。",
+    )
+
+
+def _elsewhere(leaving: Leaving) -> Text:
+    export = leaving.export
+    if export.engine is None:
+        return Text(" It was not exported to ONNX.", "没有导出为 ONNX。")
+    engine = export.engine.partition(",")[0]
+    ran = [f.relative_error for f in export.files if f.relative_error is not None]
+    if len(ran) < len(export.files):
+        return Text(
+            f" Of {len(export.files)} ONNX files {len(ran)} ran in {engine}.",
+            f"{len(export.files)} 个 ONNX 文件中有 {len(ran)} 个在 {engine} 中运行成功。",
+        )
+    worst = magnitude(max(ran))
+    return Text(
+        f" As ONNX files, folded or not, they pass onnx.checker and give in {engine} what the "
+        f"original gives in PyTorch, to {worst}.",
+        f"导出的 ONNX 文件（折叠与否）都通过 onnx.checker，在 {engine} 中的输出与 PyTorch "
+        f"原网络之差不超过 {worst}。",
+    )
 
 
 def steps_to(arm: Arm, level: float) -> list[int | None]:

@@ -6,21 +6,15 @@ Every number is finite or None. A share lies in [0, 1]. Text is in English and C
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bnkit.lab.leaving_record import Leaving
 from bnkit.lab.plain import Record, to_plain
+from bnkit.lab.text import Text as Text
 
 Verdict = Literal["reproduced", "direction only", "not reproduced", "contradicted", "artefact"]
 State = Literal["finite", "inf", "nan"]
 
 DEMO_SCHEMA = "bnkit.demo/1"
 MOFAN_SCHEMA = "bnkit.lab.mofan/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Text(Record):
-    """One sentence in two languages."""
-
-    en: str
-    zh: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,13 +285,13 @@ class Repairs(Record):
 class Finding(Record):
     """What one experiment showed, in one sentence."""
 
-    id: Literal["mofan", "twins", "mode", "doctor"]
+    id: Literal["mofan", "twins", "mode", "doctor", "leaving"]
     text: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Everything one command measured; `bnkit lab mofan` leaves `twins` and `repairs` None."""
+    """Everything one command measured; `bnkit lab mofan` runs the first only; the rest is None."""
 
     schema: str
     bnkit: str
@@ -308,6 +302,7 @@ class Results:
     mofan: Mofan
     twins: Twins | None = None
     repairs: Repairs | None = None
+    leaving: Leaving | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document of `results.json`, without the keys of what was not run."""

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from bnkit.core.errors import InputError
 from bnkit.core.files import write_whole
+from bnkit.lab.magnitudes import magnitude
 from bnkit.lab.shares import percent
 from bnkit.report.inline import csp_hash, inline_code, inline_json
 
@@ -24,9 +25,10 @@ _SCRIPTS = (
     "mofan.js",
     "tables.js",
     "twins.js",
+    "leaving.js",
     "app.js",
 )
-_STYLES = ("page.css", "figures.css", "doctor.css", "repairs.css")
+_STYLES = ("page.css", "figures.css", "doctor.css", "repairs.css", "leaving.css")
 
 
 def render_page(results: Mapping[str, Any]) -> str:
@@ -65,7 +67,9 @@ def render_page(results: Mapping[str, Any]) -> str:
         "ablation": results["mofan"].get("ablation"),
         "twins": results.get("twins"),
         "repairs": results.get("repairs"),
+        "leaving": results.get("leaving"),
         "percent": percent,
+        "magnitude": magnitude,
         "data": inline_json(results),
         "strings": inline_json(json.loads(asset("strings.json"))),
         "script": script,

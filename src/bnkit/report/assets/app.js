@@ -4,7 +4,7 @@
   const { byId } = bnkit;
   const dataText = byId("results").textContent;
   const results = JSON.parse(dataText);
-  const { mofan, twins } = results;
+  const { mofan, twins, leaving } = results;
   const tabs = [...document.querySelectorAll("[role=tab]")];
   const activations = [...new Set(mofan.runs.map((run) => run.activation))];
 
@@ -66,6 +66,7 @@
     const words = changed.has("lang");
     if (mofan.ablation && words) bnkit.drawAblation(mofan.ablation, mofan.reference.best_constant);
     if (twins && (words || changed.has("size") || changed.has("tab"))) bnkit.drawTwins(twins);
+    if (leaving && (words || changed.has("size") || changed.has("tab"))) bnkit.drawLeaving(leaving);
   };
 
   const change = (part) => {
