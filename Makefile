@@ -52,8 +52,10 @@ distclean: clean ## remove the environments too
 	rm -rf $(VENV) $(FVENV)
 
 # What runs the package; the development groups replace it, so either stamp is enough for `demo`.
+# The demo can do without onnx, so a machine for which there is no wheel of it does not stop it.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e .
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt --only-binary onnx -e . onnx || \
+	  $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.develop: pyproject.toml constraints.txt | $(VENV)/bin/python

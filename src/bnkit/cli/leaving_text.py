@@ -15,7 +15,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "of the images, {exact} in float64); allowed {limit} and {limit64}",
         "equal": "equal",
         "unequal": "NOT EQUAL",
-        "time": "{n} image(s): {before:.3g} ms -> {after:.3g} ms, {ratio:.2f} of the time "
+        "time": "{n} at once: {before:.3g} ms -> {after:.3g} ms, {ratio:.2f} of the time "
         "(quartiles of {rounds} rounds {low:.2f} to {high:.2f})",
         "file": "{file}: {nodes} operators, {norms} batch norms; valid, off by {error} in "
         "{engine}, {same} of {total} answers the same",
@@ -29,7 +29,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "float64 下 {exact}）；允许 {limit} 与 {limit64}",
         "equal": "相等",
         "unequal": "不相等",
-        "time": "{n} 张图像：{before:.3g} ms -> {after:.3g} ms，为原来的 {ratio:.2f}"
+        "time": "每次 {n} 张：{before:.3g} ms -> {after:.3g} ms，为原来的 {ratio:.2f}"
         "（{rounds} 轮的四分位数 {low:.2f} 至 {high:.2f}）",
         "file": "{file}：{nodes} 个算子，{norms} 个批归一化；文件有效，在 {engine} 中误差 {error}，"
         "{total} 个答案中 {same} 个相同",

@@ -105,13 +105,14 @@ def leaving_finding(leaving: Leaving) -> Finding:
     speed = _speed(leaving.latencies[0]) if leaving.latencies else Text("", "")
     left = _elsewhere(leaving)
     text = Text(
-        f"{folded} of the {total} batch norms of the trained network went into the convolutions "
+        f"{folded} of the {total} batch norms of the trained network went into the layers "
         f"beside them, and the folded network {equal.en}: relative error {errors[0]} in "
         f"{leaving.dtype} ({errors[1]} allowed), {errors[2]} in float64, the same answer for "
         f"{leaving.same} of {images} test images.{speed.en}{left.en}",
-        f"训练好的网络共有 {total} 个批归一化层，其中 {folded} 个并入了相邻的卷积。"
+        f"训练好的网络共有 {total} 个批归一化层，其中 {folded} 个并入了相邻的层。"
         f"折叠后的网络与原网络{equal.zh}：{leaving.dtype} 下相对误差 {errors[0]}"
-        f"（允许 {errors[1]}），float64 下 {errors[2]}，{images} 张测试图像中 {leaving.same} 张答案相同。{speed.zh}{left.zh}",
+        f"（允许 {errors[1]}），float64 下 {errors[2]}，"
+        f"{images} 张测试图像中 {leaving.same} 张答案相同。{speed.zh}{left.zh}",
     )
     return Finding("leaving", text)
 

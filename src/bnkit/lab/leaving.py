@@ -26,6 +26,7 @@ from bnkit.nn import restore_
 PROTOCOL = 1  # raise it when a change here changes the numbers: kept parts are then not reused
 EXAMPLE = 64  # images to prove the folding with
 BATCHES = (1, 64)  # images at once, to time
+STEPS = 4
 
 # Original, folded copy, one batch; the fields of `Latency` but `images`.
 Stopwatch = Callable[[nn.Module, nn.Module, Tensor], dict[str, Any]]
@@ -66,11 +67,10 @@ def run_leaving(
     Returns:
         Proof, times and what became of the ONNX files.
     """
-    seed, total = config.seeds[0], 4
     key = {
         "twins": config.to_dict(),
         "lr": lr,
-        "seed": seed,
+        "seed": config.seeds[0],
         "timed": stopwatch is not None,
         "protocol": PROTOCOL,
         "torch": torch.__version__,
@@ -78,35 +78,43 @@ def run_leaving(
     }
 
     def compute() -> dict[str, Any]:
-        split = digits(config.split_seed)
-        progress("leaving", 0, total)
-        model = train(config, split, "bn", seed=seed, lr=lr, listen=False).model
-        restore_(model)
-        with one_thread():
-            progress("leaving", 1, total, "fold")
-            folding = fold(model, split.train.images[:EXAMPLE], check=False)
-            progress("leaving", 2, total, "time")
-            latencies = _latencies(model, folding.model, split.test.images, stopwatch)
-            progress("leaving", 3, total, "ONNX")
-            exported = export(model, folding.model, split.test.images)
-            found = Leaving(
-                **_proof(folding.proof),
-                config={"seed": seed, "lr": lr, "example": EXAMPLE, "test": len(split.test)},
-                layers=_layers(folding),
-                accuracy=accuracy(model, split.test),
-                accuracy_after=accuracy(folding.model, split.test),
-                same=_same(model, folding.model, split.test.images),
-                latencies=latencies,
-                export=exported.record,
-            )
+        found, exported = _leave(config, lr, stopwatch, progress)
         return {"found": found.to_dict(), "files": _as_text(exported)}
 
     kept = (Parts() if parts is None else parts).get("leaving", key, compute)
     if folder is not None:
         for name, text in kept["files"].items():
             _write(folder / name, base64.b64decode(text))
-    progress("leaving", total, total)
+    progress("leaving", STEPS, STEPS)
     return rebuild(Leaving, kept["found"])
+
+
+def _leave(
+    config: TwinConfig, lr: float, stopwatch: Stopwatch | None, progress: Progress
+) -> tuple[Leaving, Exported]:
+    split, seed = digits(config.split_seed), config.seeds[0]
+    images = split.test.images
+    progress("leaving", 0, STEPS, "train")
+    model = train(config, split, "bn", seed=seed, lr=lr, listen=False).model
+    restore_(model)
+    with one_thread():
+        progress("leaving", 1, STEPS, "fold")
+        folding = fold(model, split.train.images[:EXAMPLE], check=False)
+        progress("leaving", 2, STEPS, "time")
+        latencies = _latencies(model, folding.model, images, stopwatch)
+        progress("leaving", 3, STEPS, "ONNX")
+        exported = export(model, folding.model, images)
+        found = Leaving(
+            **_proof(folding.proof),
+            config={"seed": seed, "lr": lr, "example": EXAMPLE, "test": len(images)},
+            layers=_layers(folding),
+            accuracy=accuracy(model, split.test),
+            accuracy_after=accuracy(folding.model, split.test),
+            same=_same(model, folding.model, images),
+            latencies=latencies,
+            export=exported.record,
+        )
+    return found, exported
 
 
 def _proof(proof: Proof) -> dict[str, Any]:

@@ -77,7 +77,10 @@
     const high = 10 ** Math.ceil(Math.log10(Math.max(...positive)) + 0.01);
     const zero = left(f.width) + 8;
     const log = bnkit.scale([low, high], [zero + 30, f.width - RIGHT - 10], true);
-    for (const value of bnkit.logTicks(low, high)) tickAt(f, log(value), bnkit.power(value));
+    const every = f.width >= 420 ? 1 : 2;
+    bnkit.logTicks(low, high).forEach((value, i) => {
+      if (i % every === 0) tickAt(f, log(value), bnkit.power(value));
+    });
     if (values.includes(0)) tickAt(f, zero, "0");
     return (value) => (value > 0 ? log(value) : zero);
   };
@@ -95,12 +98,15 @@
     const desc = leaving.checks.map(wordsOf).join("; ");
     const f = sheet(host, rows, { title: t("leaving.errors"), desc });
     const limits = { [leaving.dtype]: leaving.tolerance, float64: leaving.tolerance64 };
-    const shown = leaving.checks.flatMap((c) => [c.relative_error, c.noise]).filter(finite);
+    const isWork = (check) => check.dtype === leaving.dtype;
+    const shown = leaving.checks
+      .flatMap((c) => [c.relative_error, isWork(c) ? c.noise : null])
+      .filter(finite);
     const x = errorAxis(f, [...shown, ...Object.values(limits)]);
     for (const [dtype, value] of Object.entries(limits)) limit(f, x(value), dtype);
     for (const check of leaving.checks) {
       const y = f.middle(ids.indexOf(check.id));
-      const work = check.dtype === leaving.dtype;
+      const work = isWork(check);
       if (work && finite(check.noise)) f.root.append(mark("noise", [x(check.noise), y]));
       if (!finite(check.relative_error)) continue;
       const kind = `${work ? "work" : "exact"}${check.passes ? "" : " over"}`;
@@ -128,7 +134,7 @@
       mark("work", [x(one.ratio), y], timeWords(one)),
       svg(
         "text",
-        { class: "end", x: x(side > 0 ? one.high : one.low) + side, y: y + 4, "text-anchor": side > 0 ? "start" : "end" },
+        { class: "end bn", x: x(side > 0 ? one.high : one.low) + side, y: y + 4, "text-anchor": side > 0 ? "start" : "end" },
         one.ratio.toFixed(2),
       ),
     );
