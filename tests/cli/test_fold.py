@@ -91,3 +91,57 @@ def test_bad_usage_is_one_clear_sentence(capsys, words, said):
     assert said in error
     assert "Traceback" not in error
     assert "bug in bnkit" not in error
+
+
+def test_weights_without_statistics_are_not_folded(place, capsys):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.BatchNorm2d(4),
+        torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    state = layers.state_dict()
+    torch.save({n: t for n, t in state.items() if "num_batches" not in n}, place / "counts.pt")
+    torch.save({n: t for n, t in state.items() if "running" not in n}, place / "lost.pt")
+    words = ["fold", "model.py:net", "--data", "x.npz", "-o", "out.pt2", "--quiet", "--weights"]
+    assert run([*words, "lost.pt"]) == 1
+    assert "expected the running statistics" in capsys.readouterr().err
+    assert not (place / "out.pt2").exists()
+    assert run([*words, "counts.pt"]) == 0
+
+
+def test_tied_weights_are_written_under_both_names(place):
+    (place / "tied.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    m = nn.Sequential(\n"
+        "        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4))\n"
+        "    m[4].weight = m[3].weight\n"
+        "    return m\n",
+        encoding="utf-8",
+    )
+    np.savez(place / "flat.npz", x=np.random.default_rng(0).normal(size=(20, 4)))
+    words = ["fold", "tied.py:net", "--data", "flat.npz", "-o", "out.safetensors", "--quiet"]
+    assert run(words) == 0
+    from safetensors.torch import load_file
+
+    assert {"3.weight", "4.weight"} <= {*load_file(place / "out.safetensors")}
+
+
+def test_what_cannot_be_exported_is_one_clear_sentence(place, capsys):
+    (place / "steps.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return y if float(y.sum()) > 0 else -y\n"
+        "def net():\n"
+        "    return Net(nn.Linear(4, 4), nn.BatchNorm1d(4))\n",
+        encoding="utf-8",
+    )
+    np.savez(place / "flat.npz", x=np.random.default_rng(0).normal(size=(20, 4)))
+    assert run(["fold", "steps.py:net", "--data", "flat.npz", "-o", "out.pt2", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert "torch.export follows" in error
+    assert "bug in bnkit" not in error
+    assert not (place / "out.pt2").exists()

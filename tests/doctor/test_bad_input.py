@@ -121,3 +121,20 @@ def test_lazy_layers_are_refused_by_name():
 def test_unrelated_pair(patients):
     with pytest.raises(InputError, match="none in common"):
         bnkit.diagnose(patients.chain(), pair={"other.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("work", [bnkit.diagnose, bnkit.recalibrate])
+def test_torchscript_is_refused(work):
+    script = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+    for model in (script, nn.Sequential(script)):
+        with pytest.raises(InputError, match=r"expected a model in Python, got TorchScript"):
+            work(model, torch.randn(8, 4))
+
+
+def test_labels_that_count_from_one_give_no_accuracy(patients):
+    model, x = patients.chain(), patients.rows()
+    labels = model.eval()(x).argmax(1)
+    assert bnkit.diagnose(model, (x, labels)).impact.metric == "accuracy"
+    classes = model(x).shape[1]
+    assert bnkit.diagnose(model, (x, labels + classes)).impact.metric == "kl"
+    assert bnkit.diagnose(model, (x, labels - classes)).impact.metric == "kl"

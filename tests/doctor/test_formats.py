@@ -54,6 +54,26 @@ def lost():
 def labelled():
     x = rows()
     return x, healthy()(x).argmax(1)
+
+
+def training():
+    return lost().train()
+
+
+def generated():
+    x, y = labelled()
+    return zip(x.split(64), y.split(64))
+
+
+def first_mean():
+    values = healthy().first(rows()).detach()
+    return values.mean(0), values.std(0)
+
+
+def sorted_rows():
+    x, y = labelled()
+    order = x[:, 0].argsort()
+    return x[order], y[order]
 """
 
 
@@ -220,6 +240,35 @@ def test_fix_writes_a_new_file_only_when_it_helps(file, tmp_path, capsys):
     assert main(other) == 1
     assert "nothing was found" in capsys.readouterr().err
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_fix_writes_nothing_when_only_the_mode_was_mended(file, tmp_path, capsys):
+    out = tmp_path / "mended.pt"
+    assert main(["fix", f"{file}:training", "--output", str(out)]) == 1
+    assert not out.exists()
+    said = capsys.readouterr()
+    assert "BN301: eval" in said.out
+    assert "BN201 stats-at-init is left: bnkit fix --recalibrate DATA" in said.out
+    assert "no number changed" in said.err
+
+
+def test_fix_takes_a_generator(file, tmp_path):
+    out = tmp_path / "mended.pt"
+    words = ["fix", f"{file}:lost", "--output", str(out), "--recalibrate", f"{file}:generated"]
+    assert main(words) == 0
+    assert out.exists()
+
+
+def test_fix_mixes_sorted_samples(file, tmp_path):
+    out = tmp_path / "mended.safetensors"
+    words = ["fix", f"{file}:lost", "--output", str(out), "--recalibrate", f"{file}:sorted_rows"]
+    assert main([*words, "--batches", "2"]) == 0
+    import importlib
+
+    module = importlib.import_module("net_of_the_doctor")
+    true = module.first_mean()
+    far = (load_file(out)["norm.running_mean"] - true[0]).abs() / true[1]
+    assert far.max() < 0.4, "the first 128 rows alone are more than one deviation off"
 
 
 def test_explain_and_rules(capsys):

@@ -51,7 +51,7 @@ def test_padding_does_not_count(fill, named):
 
 def test_without_its_mask_the_padding_is_seen():
     model = Masked().eval()
-    wrong = bnkit.diagnose(model.bn, padded(1e4).split(32))
+    wrong = bnkit.diagnose(model.bn, list(padded(1e4).split(32)))
     assert wrong.probe.layers[""].verdict == "error"
 
 
@@ -113,3 +113,37 @@ def test_a_layer_over_several_axes_is_not_taken_for_a_wrong_axis():
     model = nn.Sequential(nn.Linear(8, 16), bnkit.nn.BatchNorm((5, 16), axis=(1, 2)))
     found = bnkit.diagnose(model, torch.randn(64, 5, 8), "train")
     assert "BN107" not in {f.code for f in found.findings}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_every_precision_are_probed(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    x = 3 + 5 * torch.randn(256, 4)
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    diagnosis = bnkit.diagnose(model.eval().to(dtype), x.to(dtype))
+    assert [f.code for f in diagnosis.errors] == ["BN201"]
+    assert diagnosis.impact.before > 0.1
+    true = model[0](x.to(dtype)).double()
+    np.testing.assert_allclose(diagnosis.probe.layers["1"].mean, true.mean(0).detach(), rtol=0.01)
+
+
+def test_a_layer_without_eps_is_known_by_its_statistics():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(8))
+            self.register_buffer("running_var", torch.ones(8))
+
+        def forward(self, x):
+            scale = self.running_var.rsqrt()
+            shift = -self.running_mean * scale
+            return x * scale[:, None, None] + shift[:, None, None]
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Plain(), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    x = 3 + 5 * torch.randn(64, 3, 4, 4)
+    diagnosis = bnkit.diagnose(model.eval(), x)
+    assert [f.code for f in diagnosis.errors][:1] == ["BN204"]
+    plan = bnkit.recalibrate(model, x, consistent=True)
+    expected = model[0](x).mean((0, 2, 3)).detach()
+    np.testing.assert_allclose(plan["1"].new_mean, expected, rtol=1e-4)

@@ -28,3 +28,16 @@ def test_overflow_in_half_precision_is_refused():
     net[1].weight.data.fill_(6e4)
     with pytest.raises(bnkit.BatchNormError, match=r"'0' \(Conv2d\).*within torch\.float16"):
         bnkit.fold(net.half(), torch.randn(1, 3, 4, 4).half())
+
+
+@pytest.mark.parametrize("examples", ["one", "the second of two"])
+def test_an_example_that_is_not_finite_proves_nothing(examples):
+    net = lived(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    good, bad = torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), float("nan"))
+    given = bad if examples == "one" else [good, bad]
+    with pytest.raises(bnkit.BatchNormError, match="original gives NaN or infinity"):
+        bnkit.fold(net, given)
+    folding = bnkit.fold(net, given, check=False)
+    assert not folding.proof.holds
+    assert "nothing was compared on the given inputs" in str(folding)
+    assert bnkit.fold(net, [good, good]).proof.holds

@@ -106,3 +106,17 @@ def test_data_that_changes_is_noticed():
 def test_an_iterator_is_refused():
     with pytest.raises(InputError, match="passed over repeatedly"):
         bnkit.recalibrate(network(), iter(batches(8)), consistent=True)
+
+
+def test_a_layer_called_twice_is_named_when_it_does_not_settle():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.norm(self.linear(self.norm(self.linear(x))))
+
+    torch.manual_seed(0)
+    with pytest.warns(UnsettledWarning, match=r"'norm' \(BatchNorm1d\) several times"):
+        bnkit.recalibrate(Twice(), torch.randn(128, 4), consistent=True)

@@ -188,3 +188,12 @@ def test_progress_is_told():
     told.clear()
     bnkit.recalibrate(network(), X, consistent=True, progress=lambda *args: told.append(args))
     assert told[0][3] == "pass 1 of at most 4"
+
+
+def test_a_tuple_of_batches_is_not_taken_for_one_data_set():
+    model, x = torch.nn.BatchNorm1d(2), torch.arange(24.0).reshape(12, 2)
+    with pytest.raises(InputError, match="Pass a list of them"):
+        bnkit.recalibrate(model, x.split(4))
+    plan = bnkit.recalibrate(model, list(x.split(4)))
+    assert plan[""].new_mean.tolist() == [11.0, 12.0]
+    assert bnkit.recalibrate(model, (x, x))[""].count == 12

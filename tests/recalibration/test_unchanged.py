@@ -169,3 +169,14 @@ def test_a_model_in_eval_mode_is_recalibrated_and_stays_there():
     plan = bnkit.recalibrate_(model, batches(8, 8))
     assert [layer.status for layer in plan] == ["estimated"] * 3
     assert not any(m.training for m in model.modules())
+
+
+def test_undo_leads_back_however_often_it_was_applied():
+    model = torch.nn.BatchNorm1d(1)
+    plan = bnkit.recalibrate(model, torch.tensor([[1.0], [3.0]]))
+    plan.apply().apply()
+    assert model.running_mean.tolist() == [2.0]
+    plan.undo()
+    assert (model.running_mean.tolist(), model.running_var.tolist()) == ([0.0], [1.0])
+    plan.apply().undo()
+    assert model.running_mean.tolist() == [0.0]

@@ -31,10 +31,11 @@ def fold(
     Raises:
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
-    from bnkit.bench.files import check_writable, write_document
+    from bnkit.bench.files import write_document
     from bnkit.bench.fold import HEADS, run_fold
     from bnkit.bench.run import config_of
     from bnkit.bench.summary import machine
+    from bnkit.core.files import check_writable
 
     if json is not None:
         check_writable(json)

@@ -1,5 +1,6 @@
 """`bnkit fix`: mend a network into a new file, and only when that helps."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from bnkit.doctor.mending import Mending, Recalibrate
 
 Switch = Parameter(negative="")
+_NO_NUMBER = (
+    "no number changed: a checkpoint does not hold the mode of a network. Call model.eval() before "
+    "inference. Nothing was written."
+)
 
 
 def fix(
@@ -32,8 +37,8 @@ def fix(
     """Mend what the doctor found and write the state_dict into a new file.
 
     Safe mends by default; with --recalibrate also the running statistics, as `bnkit recalibrate`
-    estimates them. The mended network is examined again, and nothing is written when no measured
-    metric improves.
+    estimates them. The mended network is examined again, and nothing is written when no
+    number changed or the measured metric does not improve.
 
     Args:
         subject: path.py:function that builds the model.
@@ -61,10 +66,10 @@ def fix(
         from bnkit.doctor.mending import mend
 
         network = _model(subject, weights)
-        statistics = _batches_of(recalibrate)
+        statistics = _batches_of(recalibrate, batches)
         mended = mend(
             network,
-            statistics if data is None else _batches_of(data),
+            statistics if data is None else _batches_of(data, batches),
             purpose,
             recalibrate=None if statistics is None else _recalibrator(statistics, taking),
             **taking,
@@ -72,6 +77,9 @@ def fix(
         _report(mended)
         if mended.refused is not None:
             error(f"{mended.refused}. Nothing was written.", title="not mended")
+            return FOUND
+        if _same_numbers(network, mended.model):
+            error(_NO_NUMBER, title="not mended")
             return FOUND
         if not dry_run:
             _save(mended, output)
@@ -111,16 +119,34 @@ def _model(subject: str, weights: Path | None) -> "nn.Module":
     return loaded
 
 
-def _batches_of(text: str | None) -> Any:
+def _batches_of(text: str | None, batches: int) -> Any:
+    from bnkit.sources.batches import Batches
     from bnkit.sources.data import open_labelled
 
-    return None if text is None else open_labelled(text)
+    found = None if text is None else open_labelled(text)
+    # it is read more than once
+    return list(Batches(found, most=batches)) if isinstance(found, Iterator) else found
 
 
 def _recalibrator(data: Any, taking: dict[str, int]) -> "Recalibrate":
     from bnkit.recalibration import recalibrate_
+    from bnkit.sources.data import mixed
 
-    return lambda model: recalibrate_(model, data, **taking)
+    return lambda model: recalibrate_(model, mixed(data), **taking)
+
+
+def _same_numbers(one: "nn.Module", other: "nn.Module") -> bool:
+    import torch
+
+    theirs = other.state_dict()
+    pairs = [(t, theirs[n]) for n, t in one.state_dict().items() if isinstance(t, torch.Tensor)]
+    return all(a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b)) for a, b in pairs)
+
+
+def _bytes(tensor: Any) -> Any:
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)  # NaN is equal to itself
 
 
 def _report(mended: "Mending") -> None:
@@ -130,6 +156,9 @@ def _report(mended: "Mending") -> None:
     for step in mended.steps:
         console().print(f"  {step}")
     console().print(f"after:  {mended.after.verdict}")
+    for finding in mended.after.findings:
+        advice = "" if finding.fix is None else f": {finding.fix.text}"
+        console().print(f"  {finding.code} {finding.name} is left{advice}")
     for word, diagnosis in (("before", mended.before), ("after", mended.after)):
         if diagnosis.impact is not None:
             console().print(f"{word}: {impact_words(diagnosis.impact)}")

@@ -114,7 +114,7 @@ def _model(subject: str, weights: Path | None) -> "nn.Module":
     if weights is not None:
         from bnkit.sources.checkpoint import read_checkpoint
 
-        read_checkpoint(weights).load_into(model)
+        read_checkpoint(weights).load_into(model, whole=True)
     return model.eval()
 
 
@@ -169,18 +169,30 @@ def _fold_onnx(
 
 
 def _save(model: "nn.Module", example: Any, out: Path) -> None:
-    """Write beside the target, then rename: the file is complete or is not there."""
+    """The file is complete or is not there."""
+    if out.suffix == ".safetensors":
+        from bnkit.sources.checkpoint import write_tensors
+
+        write_tensors(out, model.state_dict())
+        return
     import torch
 
-    from bnkit.bench.files import replace_file
+    from bnkit.core.errors import FoldError
+    from bnkit.core.files import write_whole
 
-    def write(path: Path) -> None:
-        if out.suffix == ".pt2":
-            args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
-            torch.export.save(torch.export.export(model, args, kwargs), path)
-        else:
-            from safetensors.torch import save_model
+    args, kwargs = ((), example) if isinstance(example, dict) else ((example,), {})
+    try:
+        program = torch.export.export(model, args, kwargs)
+    except Exception as problem:
+        first = str(problem).partition("\n")[0]
+        msg = (
+            f"{str(out)!r}: expected a model that torch.export follows, got "
+            f"{type(problem).__name__}: {first}. Write its state_dict: --out NAME.safetensors."
+        )
+        raise FoldError(msg) from problem
 
-            save_model(model, str(path))
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # torch warns of names without the ending .pt2
+            torch.export.save(program, file)
 
-    replace_file(out, write)
+    write_whole(out, write, expected="to write the program there", advice="Choose another --out.")

@@ -52,9 +52,11 @@ def _shift(layer: Any) -> Tensor | None:
     if getattr(layer, "running_mean", None) is None or layer.running_var.ndim != 1:
         return None
     mean, var = layer.running_mean.double(), layer.running_var.double()
-    scale = (var + layer.eps).rsqrt()
-    scale = scale if layer.weight is None else scale * layer.weight.detach().double()
-    shift = -mean * scale if layer.bias is None else layer.bias.detach().double() - mean * scale
+    # a frozen layer of another library may have no eps, and no weight
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    scale = (var + getattr(layer, "eps", 0.0)).rsqrt()
+    scale = scale if weight is None else scale * weight.detach().double()
+    shift = -mean * scale if bias is None else bias.detach().double() - mean * scale
     return shift if bool(shift.isfinite().all()) else None
 
 

@@ -220,4 +220,6 @@ def _assign(layer: nn.Module, values: tuple[Tensor | None, Tensor | None]) -> No
     for name, value in zip(("running_mean", "running_var"), values, strict=True):
         now = layer._buffers.get(name)
         if now is not None and value is not None:
-            layer._buffers[name] = value if value is now else value.reshape(now.shape)
+            # the dtype of the layer's own: kernels refuse others beside a weight in half precision
+            same = value is now
+            layer._buffers[name] = value if same else value.reshape(now.shape).to(now.dtype)

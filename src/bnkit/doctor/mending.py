@@ -1,6 +1,6 @@
 """Mend a copy: safe repairs by default, recalibration on request, kept only when it helps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from bnkit.doctor.diagnosing import diagnose
 from bnkit.doctor.diagnosis import Diagnosis
 from bnkit.doctor.find import batch_norms
 from bnkit.doctor.finding import Finding, Impact, Purpose
+from bnkit.sources.batches import Batches
 
 Recalibrate = Callable[[nn.Module], object]
 # A metric that moved by less than this has not improved.
@@ -72,6 +73,8 @@ def mend(
         (None, ('BN301: eval',), False, True)
     """
     options: dict[str, Any] = {"forward": forward, "batches": batches, "batch_size": batch_size}
+    if isinstance(data, Iterator):
+        data = list(Batches(data, most=batches))  # it is read more than once
     before = diagnose(model, data, purpose, **options)
     copy, steps, wanted = deepcopy(model), [], False
     for finding in before.findings:
@@ -130,7 +133,7 @@ def _identity(model: nn.Module, finding: Finding) -> None:
         layer: Any = batch_norms(model)[name]
         layer.running_mean.zero_()
         layer.running_var.fill_(1)
-        layer.weight.fill_((1 + layer.eps) ** 0.5)
+        layer.weight.fill_((1 + getattr(layer, "eps", 0.0)) ** 0.5)
         layer.bias.zero_()
 
 

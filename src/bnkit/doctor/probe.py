@@ -192,7 +192,10 @@ def _impact(
 def _classes(output: Tensor, target: Tensor | None) -> bool:
     if target is None or target.is_floating_point() or output.ndim < 2:
         return False
-    return target.shape == (output.shape[0], *output.shape[2:])
+    if target.shape != (output.shape[0], *output.shape[2:]):
+        return False
+    # labels that count from 1, or stand for nothing: an accuracy of them would mislead
+    return bool(((target >= 0) & (target < output.shape[1])).all())
 
 
 def _accuracy(outputs: list[Tensor], targets: list[Any]) -> float:

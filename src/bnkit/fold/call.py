@@ -203,8 +203,7 @@ def _ranges(name: str, original: nn.Module, folded: nn.Module) -> WeightRanges:
 def _failure(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[Call]) -> str:
     worst = result.proof.failed
     if not worst:
-        notes = {c.note for c in result.proof.checks if c.note}
-        return f"fold: nothing could be compared: {'; '.join(sorted(notes))}."
+        return _uncompared(result.proof)
     one = max(
         worst, key=lambda c: c.relative_error if c.relative_error == c.relative_error else math.inf
     )
@@ -218,6 +217,13 @@ def _failure(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[C
         f"{one.relative_error:.2g} on the inputs {one.inputs!r} in {one.dtype}{where}. Pass "
         "tolerance= to allow it, or check=False to look at the result."
     )
+
+
+def _uncompared(proof: Proof) -> str:
+    notes = "; ".join(sorted({c.note for c in proof.checks if c.note}))
+    if not proof.compared:
+        return f"fold: nothing could be compared: {notes}."
+    return f"fold: expected example inputs that show what the model computes, got: {notes}."
 
 
 def _where(original: nn.Module, result: Folding, plan: Plan, calls: Sequence[Call]) -> str:

@@ -100,8 +100,14 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether something was compared, and nothing is above tolerance."""
-        return any(not c.note for c in self.checks) and not self.failed
+        """Whether every given example was compared, and nothing is above tolerance."""
+        given = {c.inputs for c in self.checks if c.given}
+        return given == {c.inputs for c in self.compared if c.given} != set() and not self.failed
+
+    @property
+    def compared(self) -> tuple[Check, ...]:
+        """The comparisons that could be made."""
+        return tuple(c for c in self.checks if not c.note)
 
     def allowed(self, check: Check) -> float:
         """The tolerance; more where the rounding of the original decides between outcomes."""

@@ -159,6 +159,9 @@ class Folding:
             f"inputs, {exact}; "
             f"{sum(not c.note for c in p.checks)} comparisons"
         )
+        if not p.holds and not p.failed:
+            notes = sorted({c.note for c in p.checks if c.note and c.given})
+            yield f"  nothing was compared on the given inputs: {'; '.join(notes)}"
         for check in p.failed:
             yield (
                 f"  above tolerance: {check.inputs}, {check.dtype}: {check.relative_error:.2g} "

@@ -210,10 +210,16 @@ def _estimated(run: Run, estimator: Estimator, most: int) -> Estimated:
     if run.saved is not None:
         run.saved.remove()
     if found.change is not None and found.change > SETTLED:
+        tally = found.tally
+        shared = [str(one) for one, n in zip(run.layers, tally.calls, strict=True)
+                  if n > tally.batches]  # fmt: skip
+        reason = "Is the data the same in each pass (no random augmentation)?"
+        if shared:
+            reason = f"The model calls {shared[0]} several times, so that its inputs depend on it."
         message = (
             f"recalibrate: expected statistics that fit each other after {found.passes} passes, "
-            f"the last one still changed them by {found.change:.2g}. Is the data the same in each "
-            "pass (no random augmentation)? The result is that of the last pass."
+            f"the last one still changed them by {found.change:.2g}. {reason} The result is that "
+            "of the last pass."
         )
         warnings.warn(message, UnsettledWarning, stacklevel=4)
     return found
@@ -269,7 +275,7 @@ def _change(layer: Layer, estimated: Estimated, number: int | None) -> LayerChan
         var_margin=margins[1],
         count=tally.of(number).count,
         calls=tally.calls[number] / max(tally.batches, 1),
-        eps=layer.module.eps,
+        eps=layer.eps,
         **_old(layer),
     )
 
@@ -280,9 +286,8 @@ def _left_alone(layer: Layer) -> LayerChange:
     if unreached:
         status, reason = "unreached", "no batch came by; its statistics stay"
     old = {} if status == "untracked" else _old(layer)
-    eps = getattr(layer.module, "eps", 0.0)
     kind = type(layer.module).__name__
-    return LayerChange(layer.name, kind, status, reason, eps=eps, **old)
+    return LayerChange(layer.name, kind, status, reason, eps=layer.eps, **old)
 
 
 def _old(layer: Layer) -> dict[str, Any]:

@@ -36,6 +36,11 @@ class Layer:
         """Numbers in each of the two statistics."""
         return self.module.running_mean.numel()
 
+    @property
+    def eps(self) -> float:
+        """That of the layer; 0 where it has none, as the frozen ones of some libraries."""
+        return getattr(self.module, "eps", 0.0)
+
     def __str__(self) -> str:
         return f"{self.name!r} ({type(self.module).__name__})"
 

@@ -215,7 +215,7 @@ def largest_change(layers: tuple[Layer, ...], old: Statistics, new: Statistics) 
     for layer, a, b in zip(layers, old, new, strict=True):
         if a is None or b is None:
             continue
-        var = b[1] + layer.module.eps
+        var = b[1] + layer.eps
         apart = (np.abs(b[0] - a[0]) / np.sqrt(var), np.abs(b[1] - a[1]) / var)
         largest = max(largest, *(float(v.max(initial=0.0)) for v in apart))
     return largest

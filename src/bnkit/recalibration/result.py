@@ -179,7 +179,8 @@ class Recalibration:
                 changed.
         """
         planned = [item for layer in self.layers for item in self._writes(layer)]
-        self._before = [(m, name, m._buffers[name].detach().clone()) for m, name, _ in planned]
+        if not self.applied:  # else `undo` would lead to what the first call wrote
+            self._before = [(m, name, m._buffers[name].detach().clone()) for m, name, _ in planned]
         for module, name, value in planned:
             _write(module._buffers[name], value)
         self.applied = True

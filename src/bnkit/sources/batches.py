@@ -101,6 +101,7 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray | Mapping):
         return _Cut(data, batch_size)
     if isinstance(data, tuple) and data and all(isinstance(v, Tensor | np.ndarray) for v in data):
+        _check_no_batches(data)
         return _Cut(data, batch_size)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size)
@@ -108,6 +109,17 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
         return data
     msg = f"data: {_EXPECTED}, got {type(data).__name__}."
     raise InputError(msg)
+
+
+def _check_no_batches(data: tuple[Any, ...]) -> None:
+    """Refuse what `Tensor.split` gives, of which only the first batch would be looked at."""
+    like = {(tuple(v.shape), v.dtype) for v in data}
+    if len(data) > 2 and len(like) == 1 and data[0].ndim > 1:
+        msg = (
+            f"data: expected one data set of several tensors in a tuple, got {len(data)} of the "
+            f"same shape {tuple(data[0].shape)}. Are they batches? Pass a list of them."
+        )
+        raise InputError(msg)
 
 
 def leaves(value: Any) -> Iterator[Any]:

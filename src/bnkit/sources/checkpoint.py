@@ -73,11 +73,13 @@ class Checkpoint:
             raise InputError(msg)
         return best
 
-    def load_into(self, model: nn.Module) -> str:
+    def load_into(self, model: nn.Module, *, whole: bool = False) -> str:
         """Copy the tensors into a model; only statistics of batch norms may be missing.
 
         Args:
             model: Is changed.
+            whole: Whether running means and variances must be there too: for a model that is used
+                as it is.
 
         Returns:
             The prefix of its names in the file.
@@ -95,7 +97,17 @@ class Checkpoint:
             lines = [line.strip() for line in str(error).splitlines()[1:]]
             msg = f"{str(self.path)!r} does not fit the model: {' '.join(lines[:2])}"
             raise InputError(msg) from error
-        missing = [n for n in missing if n.rpartition(".")[2] not in _STATISTICS]
+        spared = _STATISTICS[2:] if whole else _STATISTICS
+        lost = [n for n in missing if n.rpartition(".")[2] in _STATISTICS[:2]]
+        missing = [n for n in missing if n.rpartition(".")[2] not in spared]
+        if missing and len(missing) == len(lost):
+            msg = (
+                f"{str(self.path)!r}: expected the running statistics of the batch norms, without "
+                f"which inference is wrong, got none for {', '.join(lost[:3])}"
+                f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}. Estimate them first: "
+                "bnkit recalibrate CHECKPOINT."
+            )
+            raise InputError(msg)
         for names, word in ((missing, "lacks"), (unexpected, "has, and the model lacks,")):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""

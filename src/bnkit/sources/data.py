@@ -85,6 +85,24 @@ def open_labelled(text: str) -> Any:
     raise InputError(_unknown(text, "a file.npz, a file.npy"))
 
 
+def mixed(data: Any) -> Any:
+    """What `open_labelled` gave, with the samples of arrays in an order of their own.
+
+    Args:
+        data: A tensor, a pair of them, or anything else, which keeps its order.
+
+    Returns:
+        The same samples: files are often sorted by class, and a few batches of them would be of
+        the first classes alone.
+    """
+    if isinstance(data, torch.Tensor):
+        order = np.random.default_rng(0).permutation(len(data))
+        return data[torch.from_numpy(order)]
+    if isinstance(data, tuple) and all(isinstance(one, torch.Tensor) for one in data):
+        return tuple(mixed(one) for one in data)
+    return data
+
+
 def _named(text: str) -> Any:
     found = load_named(text, "a loader, or a function that makes one")
     ready = hasattr(found, "__iter__") and not isinstance(found, type)

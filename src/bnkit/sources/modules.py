@@ -20,14 +20,21 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a model that is a shape alone.
+    """Refuse a model that is a shape alone, or compiled code that cannot be looked into.
 
     Args:
         model: Any module.
 
     Raises:
-        InputError: A tensor is on the meta device.
+        InputError: A tensor is on the meta device, or a part of the model is TorchScript.
     """
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            msg = (
+                f"{name or 'model'!r}: expected a model in Python, got TorchScript. Use the model "
+                "before it was scripted or traced, and load its state_dict() into it."
+            )
+            raise InputError(msg)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             msg = (
