@@ -22,12 +22,14 @@ WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "page": "Page",
         "figures": "Figures",
+        "networks": "Networks",
         "numbers": "Numbers",
         "reused": "{n} finished parts of an earlier run were taken over (--fresh runs them again).",
     },
     "zh": {
         "page": "页面",
         "figures": "图片",
+        "networks": "网络",
         "numbers": "数据",
         "reused": "沿用了上次运行已完成的 {n} 个部分（--fresh 可重新运行）。",
     },
@@ -133,6 +135,10 @@ class Session:
             console.print(words["reused"].format(n=parts.reused))
         console.print(f"{words['page']}: {self.out / 'report.html'}")
         console.print(f"{words['figures']}: {', '.join(str(path) for path in figures)}")
+        files = () if results.leaving is None else results.leaving.export.files
+        networks = [str(self.out / file.file) for file in files if file.file is not None]
+        if networks:
+            console.print(f"{words['networks']}: {', '.join(networks)}")
         console.print(f"{words['numbers']}: {self.out / 'results.json'}")
 
 
