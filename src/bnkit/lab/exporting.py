@@ -65,10 +65,13 @@ def export(model: nn.Module, folded: nn.Module, images: Tensor) -> Exported:
         words = ("the package onnx is not installed", "没有安装 onnx 包")
         return _nothing(Text(f"{words[0]}: {_INSTALL}", f"{words[1]}：{_INSTALL}"))
     try:
-        data = {"unfolded": _onnx(model, images), "folded": _onnx(folded, images)}
+        data: dict[Kind, bytes] = {
+            "unfolded": _onnx(model, images),
+            "folded": _onnx(folded, images),
+        }
     except Exception as error:  # an optional step: what the exporter of torch raises is told
         return _nothing(_failed("torch.onnx.export", error))
-    problems = {}
+    problems: dict[Kind, str] = {}
     try:
         data["folded-file"] = fold_onnx(data["unfolded"]).model.SerializeToString()
     except BatchNormError as error:
@@ -89,7 +92,7 @@ def export(model: nn.Module, folded: nn.Module, images: Tensor) -> Exported:
 
 def _onnx(model: nn.Module, images: Tensor) -> bytes:
     """By torch's older exporter, which needs no further package and keeps batch norms if asked."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows names of files only
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says about itself that there is a newer one
         torch.onnx.export(
