@@ -55,7 +55,8 @@ def test_members_do_what_they_are_named_after():
         for name, layer in made.items()
     }
     expected = {m.name: [1] for m in MEMBERS}
-    expected |= {key: [0] for key in ("frozen", "frozen, weight and bias too", "no_update")}
+    still = "frozen", "frozen, weight and bias too", "frozen, with a fused ReLU", "no_update"
+    expected |= {key: [0] for key in still}
     assert counts == expected | {"one domain of two": [1, 0], "two domains in one batch": [1, 1]}
     assert made["no_update"].training
     assert not made["frozen"].training

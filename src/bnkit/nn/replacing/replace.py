@@ -42,13 +42,8 @@ _TWINS: dict[type, type] = {
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _TWINS.items()}
 _ADDED = (
-    "on_nonfinite",
-    "_reported",
-    "_narrow",
-    "nonfinite_batches",
-    "_part",
-    "_converted",
-    "_options",
+    *("on_nonfinite", "_reported", "_narrow", "nonfinite_batches"),
+    *("_part", "_converted", "_options"),
 )
 _PROBE_SPATIAL = {BatchNorm1d: (5,), BatchNorm2d: (3, 4), BatchNorm3d: (2, 3, 2)}
 
@@ -196,6 +191,8 @@ def _not_in_torch(layer: Any) -> str:
     cls = type(layer).__name__
     if isinstance(layer, DomainBatchNorm):
         return f"{cls} is no layer of torch; keep_domain_ puts the batch norm of one in its place"
+    if cls.startswith("Lazy"):
+        return f"{cls} is no layer of torch; its first batch makes it {cls.removeprefix('Lazy')}"
     if hasattr(layer, "plain"):
         return f"{cls} is no layer of torch; put layer.plain(ndim) in its place"
     return f"{cls} is no layer of torch"
