@@ -210,7 +210,7 @@ def test_without_the_package(monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_given_inputs_that_are_not_finite_prove_nothing(value):
-    given = make_up(small().model())[0]
+    given = make_up(small().model())[0][0]
     assert fold_onnx(small().model(), inputs=given, engine="reference").proof.holds
     bad = {name: np.full_like(array, value) for name, array in given.items()}
     for inputs in (bad, [given, bad]):
