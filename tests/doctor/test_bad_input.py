@@ -138,3 +138,14 @@ def test_labels_that_count_from_one_give_no_accuracy(patients):
     classes = model(x).shape[1]
     assert bnkit.diagnose(model, (x, labels + classes)).impact.metric == "kl"
     assert bnkit.diagnose(model, (x, labels - classes)).impact.metric == "kl"
+
+
+def test_a_checkpoint_that_was_loaded_is_read_like_its_file(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    nn.init.uniform_(model[1].weight)
+    document = {"epoch": 3, "model": model.state_dict()}
+    torch.save(document, tmp_path / "net.pt")
+    codes = [f.code for f in bnkit.diagnose(tmp_path / "net.pt").errors]
+    assert codes == ["BN201"]
+    assert [f.code for f in bnkit.diagnose(document).errors] == codes

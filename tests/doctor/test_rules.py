@@ -328,3 +328,12 @@ def test_replicas(x):
     assert "BN606" in codes(parallel, x, "train", batch_size=8)
     assert "BN606" not in codes(parallel, x, "train", batch_size=64)
     assert "BN606" not in codes(inner, x, "train", batch_size=8)
+
+
+@pytest.mark.parametrize("channels", [slice(None), slice(0, 1)])
+def test_two_that_explain_each_other_do_not_make_each_other_vanish(patients, channels):
+    model = patients.chain()
+    model[1].running_var[channels] *= -1
+    (finding,) = bnkit.diagnose(model.eval(), patients.rows()).errors
+    assert finding.code == "BN203"
+    assert "BN204" in finding.consequences

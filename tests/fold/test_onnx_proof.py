@@ -206,3 +206,13 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BatchNormError, match=r"Install bnkit\[onnx\]"):
         fold_onnx("net.onnx")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_given_inputs_that_are_not_finite_prove_nothing(value):
+    given = make_up(small().model())[0][0]
+    assert fold_onnx(small().model(), inputs=given, engine="reference").proof.holds
+    bad = {name: np.full_like(array, value) for name, array in given.items()}
+    for inputs in (bad, [given, bad]):
+        with pytest.raises(FoldError, match="finite outputs on the given inputs"):
+            fold_onnx(small().model(), inputs=inputs, engine="reference")

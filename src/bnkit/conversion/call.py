@@ -15,7 +15,7 @@ from bnkit.conversion.layer import Layer
 from bnkit.conversion.matching import Pair, Rules, match
 from bnkit.conversion.modules import module_side
 from bnkit.conversion.plan import ConversionPlan
-from bnkit.conversion.specs import Spec, spec_of, with_unnamed
+from bnkit.conversion.specs import Spec, check_patterns, spec_of, with_unnamed
 from bnkit.conversion.transfer import (
     Transfer,
     transfer_batch_norm,
@@ -162,6 +162,8 @@ def _is_keras(what: Any) -> bool:
 
 
 def _plan(sides: tuple[Side, Side], holder: Any, options: _Options) -> ConversionPlan:
+    check_patterns(options.spec, sides[0], "spec")
+    check_patterns(options.target_spec, sides[1], "target_spec")
     found = match(*sides, options.rules)
     sizes = flattened(found.pairs, sides, options.flatten)
     transfers, left = [], []

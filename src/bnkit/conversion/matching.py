@@ -247,6 +247,10 @@ class _Search:
                 why = f"{len(left)} of the source for {len(right)} of the target"
                 self._refuse(left, right, why if len(left) != len(right) else "order unknown")
                 return
+            if _ranks(ordered) != _ranks(also):
+                why = "the order of the layers and the numbers in their names contradict each other"
+                self._refuse(left, right, why)
+                return
             self._check_order(ordered, also)
             self._take_all(ordered, also, ORDER)
 
@@ -379,3 +383,12 @@ def _in_order(layers: list[Layer], *, ordered: bool) -> list[Layer] | None:
     if len(set(keys)) < len(keys):
         return None
     return sorted(layers, key=lambda x: numbers(x.place))
+
+
+def _ranks(layers: list[Layer]) -> list[int]:
+    """Where each layer stands by the numbers in the names; as it is where those tell nothing."""
+    keys = [numbers(x.place) for x in layers]
+    one = len({template(x.place) for x in layers}) == 1
+    if not one or len(set(keys)) < len(keys):
+        return list(range(len(layers)))
+    return [sorted(keys).index(key) for key in keys]

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnkit.conversion.gather import Side
 from bnkit.conversion.transfer import Transfer
-from bnkit.core import InputError
+from bnkit.core import ConversionError, InputError
 
 _HEADS = ("target", "source", "kind", "shape", "found by", "")
 
@@ -118,9 +118,12 @@ class ConversionPlan:
     def summary(self) -> str:
         """One or two sentences about the whole."""
         norms = len(self.batch_norms)
+        kept = len(self.missing) + len(self.left)
+        some = f"{kept} tensors" if kept > 1 else "tensor"
+        doubt = f" if the {some} that the target keeps can stay" if kept else ""
         parts = [
             f"{len(self.tensors)} tensors of {len(self.transfers)} layers, {norms} of them batch "
-            f"norm{'s' if norms != 1 else ''}: inference is equal",
+            f"norm{'s' if norms != 1 else ''}: inference is equal{doubt}",
             "training goes on alike" if self.exact else "training does not go on alike",
         ]
         for names, word in ((self.missing, "missing"), (self.unused, "unused")):
@@ -147,7 +150,42 @@ class ConversionPlan:
         return "\n".join([*lines, *_training(self.batch_norms), self.summary()])
 
 
+def check_shared(plan: ConversionPlan) -> None:
+    """Refuse different numbers for one tensor of the target, of which the last would stay.
+
+    Args:
+        plan: What is to be written.
+
+    Raises:
+        ConversionError: Layers of the target share a tensor and are given different numbers.
+    """
+    places: dict[str, Any] = {}
+    if isinstance(plan.target, nn.Module):
+        own = plan.target.state_dict(keep_vars=True)
+        places = {
+            n: _place(t)
+            for n, t in own.items()
+            if isinstance(t, Tensor) and t.layout is torch.strided and t.numel()
+        }
+    seen: dict[Any, tuple[str, Any]] = {}
+    for transfer in plan.transfers:
+        for name, array in transfer.tensors.items():
+            first, there = seen.setdefault(places.get(name, name), (name, array))
+            if not np.array_equal(there, array):
+                both = f"{first!r} and {name!r}" if first != name else f"two layers of {name!r}"
+                msg = (
+                    "expected layers of the target that do not share a tensor, got "
+                    f"{both}, which are one and would be given different numbers. Store it twice."
+                )
+                raise ConversionError(msg)
+
+
+def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)
+
+
 def _apply(model: nn.Module, plan: ConversionPlan) -> nn.Module:
+    check_shared(plan)
     own = dict(model.named_parameters(remove_duplicate=False))
     own |= dict(model.named_buffers(remove_duplicate=False))
     for name, array in plan.tensors.items():

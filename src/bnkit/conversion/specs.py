@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from bnkit.conversion.gather import Side
 from bnkit.conversion.layer import Layer
 from bnkit.conversion.worlds import World
-from bnkit.core import BatchNormSpec, ConversionError, SpecError, preset
+from bnkit.core import BatchNormSpec, ConversionError, InputError, SpecError, preset
 
 Spec = str | BatchNormSpec | Mapping[str, "str | BatchNormSpec"]
 _FIELDS = {f.name for f in fields(BatchNormSpec)}
@@ -78,6 +79,34 @@ def spec_of(layer: Layer, given: Spec | None, world: World) -> tuple[BatchNormSp
     if layer.facts.get("eps") is not None:
         origin = "stored"
     return _with_stored(found, layer), origin
+
+
+def check_patterns(given: Spec | None, side: Side, option: str) -> None:
+    """Refuse specifications for layers that are not there.
+
+    Args:
+        given: As for `spec_of`.
+        side: Whose batch norms it is about.
+        option: What it is called, for the message.
+
+    Raises:
+        InputError: A pattern is no regular expression, or fits no batch norm.
+    """
+    if not isinstance(given, Mapping):
+        return
+    names = [layer.name for layer in side.layers if layer.is_batch_norm]
+    for pattern in given:
+        try:
+            hit = any(re.fullmatch(pattern, name) for name in names)
+        except re.error as error:
+            msg = f"{option} {pattern!r}: expected a regular expression, got: {error}."
+            raise InputError(msg) from error
+        if not hit:
+            msg = (
+                f"{option} {pattern!r}: expected to fit a batch norm, got none. They are: "
+                f"{', '.join(map(repr, names[:12])) or 'none'}."
+            )
+            raise InputError(msg)
 
 
 def _with_stored(spec: BatchNormSpec, layer: Layer) -> BatchNormSpec:

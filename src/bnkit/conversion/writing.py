@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bnkit.conversion.keras_models import KerasModel
 from bnkit.conversion.msgpack_writer import write_flax
-from bnkit.core import ConversionError, InputError, OutputError
+from bnkit.conversion.plan import check_shared
+from bnkit.core import InputError, OutputError
+from bnkit.core.files import check_writable
 from bnkit.formats import Checkpoint
 from bnkit.sources.checkpoint import check_new_file
 
@@ -42,7 +45,7 @@ def write_plan(plan: "ConversionPlan", path: Path, *, replace: bool = False) -> 
         InputError: The target is of a format that is not written.
         OutputError: The file exists, or cannot be written.
     """
-    _check_shared(plan)
+    check_shared(plan)
     target = plan.target
     if isinstance(target, Checkpoint):
         write = _WRITERS.get(target.format)
@@ -78,6 +81,7 @@ def _check_ending(path: Path, endings: tuple[str, ...], *, replace: bool) -> Non
             "or pass replace=True (--force)."
         )
         raise OutputError(msg)
+    check_writable(path, advice="Choose another.")
 
 
 def _atomically(path: Path, write: Callable[[Path], Any], ending: str = ".tmp") -> Path:
@@ -85,25 +89,13 @@ def _atomically(path: Path, write: Callable[[Path], Any], ending: str = ".tmp") 
     try:
         write(temporary)
         temporary.replace(path)
-    except OSError as error:
-        msg = f"{str(path)!r}: expected to write a file there, got: {error.strerror or error}."
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        msg = f"{str(path)!r}: expected to write a file there, got: {reason}."
         raise OutputError(msg) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def _check_shared(plan: "ConversionPlan") -> None:
-    seen: dict[str, np.ndarray] = {}
-    for transfer in plan.transfers:
-        for name, array in transfer.tensors.items():
-            if name in seen and not np.array_equal(seen[name], array):
-                msg = (
-                    f"{name!r}: expected layers of the target that do not share a tensor, got two "
-                    "that share this one and would be given different numbers. Store it twice."
-                )
-                raise ConversionError(msg)
-            seen[name] = array
 
 
 def _state(model: nn.Module, tensors: Arrays) -> dict[str, Tensor]:

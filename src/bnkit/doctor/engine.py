@@ -1,6 +1,6 @@
 """Run the rules over evidence: what applies, what cannot run, what explains what."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,19 +59,31 @@ def _cannot_run(one: Rule, evidence: Evidence) -> str | None:
 
 def _root_causes(found: list[tuple[Rule, Finding]]) -> list[Finding]:
     """Fold every symptom into the cause that explains it on at least one of its layers."""
-    explained: dict[int, set[str]] = {}
-    gone: set[int] = set()
+    below: dict[int, set[int]] = {i: set() for i in range(len(found))}
     for i, (cause, at) in enumerate(found):
         for j, (symptom, effect) in enumerate(found):
             if i != j and symptom.code in cause.explains and _touches(at, effect):
-                explained.setdefault(i, set()).add(symptom.code)
-                gone.add(j)
+                below[i].add(j)
+    reached = {i: _reached(i, below) for i in below}
+    # of two that explain each other the first in rank stays: without it both would be gone
+    place = {i: _rank(finding) for i, (_, finding) in enumerate(found)}
+    gone = {j for i in below for j in below[i] if i not in reached[j] or place[i] < place[j]}
+    explained = {i: {found[j][0].code for j in js} for i, js in below.items()}
     kept = []
     for i, (_, finding) in enumerate(found):
         if i not in gone:
-            everything = _all_consequences(i, found, explained)
+            everything = _all_consequences(i, found, explained) - {finding.code}
             kept.append(replace(finding, consequences=tuple(sorted(everything))))
     return kept
+
+
+def _reached(i: int, below: Mapping[int, set[int]]) -> set[int]:
+    reached, waiting = set(), [i]
+    while waiting:
+        new = below[waiting.pop()] - reached
+        reached |= new
+        waiting += new
+    return reached
 
 
 def _all_consequences(

@@ -27,7 +27,7 @@ from bnkit.doctor.program import Program, read_exported, read_onnx
 from bnkit.doctor.read_model import built_in_forward, read_facts
 from bnkit.doctor.record import BatchNormRecord
 from bnkit.doctor.trace import trace, trace_symbols
-from bnkit.sources.checkpoint import read_tensors
+from bnkit.sources.checkpoint import read_tensors, tensors_within
 from bnkit.sources.modules import check_values
 
 Subject = nn.Module | ExportedProgram | Mapping[str, Any] | str | Path
@@ -73,7 +73,9 @@ def opened(subject: Subject) -> nn.Module | ExportedProgram | Mapping[str, Any] 
     Raises:
         InputError: A file that cannot be read, or something else altogether.
     """
-    if isinstance(subject, nn.Module | ExportedProgram | Mapping):
+    if isinstance(subject, Mapping):
+        return tensors_within(subject)
+    if isinstance(subject, nn.Module | ExportedProgram):
         return subject
     if not isinstance(subject, str | Path):
         msg = (

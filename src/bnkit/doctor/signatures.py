@@ -104,6 +104,8 @@ def permuted(record: BatchNormRecord, seen: LayerProbe) -> bool:
     if mean.shape != seen.mean.shape or not record.finite:
         return False
     sorted_mean = np.abs(np.sort(mean) - np.sort(seen.mean)) / max(float(np.std(seen.mean)), 1e-30)
+    if (var < 0).any():
+        return False
     ratios = np.abs(np.log2((np.sort(var) + 1e-12) / (np.sort(seen.var) + 1e-12)))
     alike = float(np.percentile(sorted_mean, 90)) < 0.35 and float(np.percentile(ratios, 90)) < 0.4
     return alike and float(np.std(np.log2(seen.var + 1e-12))) > 0.1

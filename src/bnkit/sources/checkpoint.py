@@ -266,6 +266,26 @@ def _found_in(path: Path, document: Any) -> Checkpoint:
     raise InputError(msg)
 
 
+def tensors_within(document: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state_dict in what a training loop saved, by its usual name.
+
+    Args:
+        document: A state_dict, or a dictionary of several things.
+
+    Returns:
+        The state_dict; the document itself where none is found.
+
+    Example:
+        >>> import torch
+        >>> list(tensors_within({"epoch": 3, "model": {"weight": torch.ones(1)}}))
+        ['weight']
+    """
+    inner: Any = document
+    for key in _way_to_tensors(document) or ():
+        inner = inner[key]
+    return inner
+
+
 def _way_to_tensors(value: Any, depth: int = 4) -> tuple[str, ...] | None:
     """The usual keys that lead to tensors; a file may hold a dictionary that holds itself."""
     if not depth or not isinstance(value, Mapping):

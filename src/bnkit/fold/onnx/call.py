@@ -12,7 +12,7 @@ from bnkit.core.errors import FoldError, InputError
 from bnkit.fold.onnx.folding import OnnxRecord, fold_document
 from bnkit.fold.onnx.inputs import check_given, make_up
 from bnkit.fold.onnx.process import Limits, Trial, infer_shapes
-from bnkit.fold.onnx.proof import prove
+from bnkit.fold.onnx.proof import GIVEN, prove
 from bnkit.fold.onnx.reading import Source, read_source
 from bnkit.fold.onnx.result import OnnxFolding
 from bnkit.fold.onnx.scopes import STANDARD, Document
@@ -113,7 +113,7 @@ def _fold(
     models = {"original": model}
     trial = Trial([], "", engines)
     if any(r.action == "folded" for r in records):
-        label = "made-up inputs" if given is None else "given inputs"
+        label = "made-up inputs" if given is None else GIVEN
         trial = Trial(make_up(model) if given is None else [given], label, engines)
         models["folded"] = copy
         if model.ByteSize() <= _LARGEST_WIDENED:
