@@ -181,7 +181,7 @@ def check_shared(plan: ConversionPlan) -> None:
 
 
 def _place(tensor: Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape)
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape)
 
 
 def _apply(model: nn.Module, plan: ConversionPlan) -> nn.Module:
