@@ -92,7 +92,7 @@ def test_larger_batches_spread_less():
     model = nn.Sequential(nn.BatchNorm1d(3)).eval()
     x = torch.randn(5, 3)
     spread = []
-    for n in (8, 128):
+    for n in (32, 512):
         with monte_carlo(model, torch.randn(200, n, 3)) as bank:
             generator = torch.Generator().manual_seed(0)
             spread.append(bank.predict(x, samples=200, generator=generator).std.mean())
@@ -147,7 +147,7 @@ def test_what_is_refused():
             pass
         assert "forward" not in vars(model[0])
     with (
-        pytest.raises(PolicyError, match="it has no batch norm|It has no batch norm"),
+        pytest.raises(PolicyError, match="It has no batch norm"),
         monte_carlo(nn.Linear(2, 2), []),
     ):
         pass

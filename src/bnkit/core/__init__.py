@@ -85,3 +85,9 @@ from bnkit.core.spec import Effect as Effect
 from bnkit.core.spec import SpecDifference as SpecDifference
 from bnkit.core.spec import difference as difference
 from bnkit.core.spec import spec_fields as spec_fields
+from bnkit.core.whitening import InverseRoot as InverseRoot
+from bnkit.core.whitening import Whitening as Whitening
+from bnkit.core.whitening import check_whitening as check_whitening
+from bnkit.core.whitening import inverse_root as inverse_root
+from bnkit.core.whitening import lyapunov as lyapunov
+from bnkit.core.whitening import newton_inverse_root as newton_inverse_root

@@ -59,6 +59,9 @@ from bnkit.nn.layers.renorm import BatchRenorm1d as BatchRenorm1d
 from bnkit.nn.layers.renorm import BatchRenorm2d as BatchRenorm2d
 from bnkit.nn.layers.renorm import BatchRenorm3d as BatchRenorm3d
 from bnkit.nn.layers.sync import SyncBatchNorm as SyncBatchNorm
+from bnkit.nn.layers.whitened import WhitenedBatchNorm1d as WhitenedBatchNorm1d
+from bnkit.nn.layers.whitened import WhitenedBatchNorm2d as WhitenedBatchNorm2d
+from bnkit.nn.layers.whitened import WhitenedBatchNorm3d as WhitenedBatchNorm3d
 from bnkit.nn.naming import qualified_name as qualified_name
 from bnkit.nn.replacing.convert_domains import add_domains_ as add_domains_
 from bnkit.nn.replacing.convert_domains import keep_domain_ as keep_domain_

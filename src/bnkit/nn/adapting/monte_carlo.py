@@ -152,9 +152,9 @@ def monte_carlo(
 
     The batches run through the model once, at the beginning, as in training (each layer
     normalizes with the batch), and two vectors per layer and batch are kept. The size of
-    the batches is part of the method: it is that of training, and the spread of the predictions
-    goes down with it. The layers run as in eval mode; call `model.eval()` for the rest.
-    Afterwards everything is as before, bit by bit; nothing is written to the model.
+    the batches is part of the method: it is that of training, and the larger they are,
+    the less the predictions spread. The layers run as in eval mode; call `model.eval()` for the
+    rest. Afterwards everything is as before, bit by bit; nothing is written to the model.
 
     Args:
         model: Any module; torch's and bnkit's batch norms take part, frozen ones do not.

@@ -16,6 +16,7 @@ from bnkit.nn.axis.batch_norm_axis import BatchNorm
 from bnkit.nn.functional import batch_norm
 from bnkit.nn.layers.base import BatchNormBase
 from bnkit.nn.layers.masked import _Masked
+from bnkit.nn.layers.whitened import Whitened
 from bnkit.nn.statistics.statistics_policy import WithPolicy, batch_norms
 
 _TORCH_FORWARDS = (_TorchBatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -162,8 +163,8 @@ def _why_not(layer: Any) -> str | None:
         return "it keeps no running statistics, and normalizes with the batch as it is"
     if isinstance(layer, WithPolicy) and layer.statistics_policy.normalize == "running":
         return "it is frozen"
-    if isinstance(layer, (BatchNorm, _Masked)):
-        return f"the input of {type(layer).__name__} has its own form; not supported"
+    if isinstance(layer, (BatchNorm, _Masked, Whitened)):
+        return f"the statistics of {type(layer).__name__} are of another form"
     if getattr(layer, "_part", None) is not None:
         return f"it is {layer._part}; the batch of one process is a part"
     kind: Any = type(layer)
