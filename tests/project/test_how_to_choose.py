@@ -278,6 +278,18 @@ def says_how_sure_it_is(script):
     assert (script.found.std > 0).all()
 
 
+def decorrelates(script):
+    layer = bnkit.nn.WhitenedBatchNorm2d(3, method="newton", iterations=20)
+    mixed = torch.einsum(
+        "ij,njhw->nihw", torch.tensor([[1.0, 0.8, 0], [0, 1, 0], [0.5, 0, 1]]), script.x
+    )
+    y = layer(mixed)
+    torch.testing.assert_close(
+        y.transpose(0, 1).flatten(1).cov(correction=0), torch.eye(3), atol=1e-3, rtol=0
+    )
+    assert script.value.shape == script.x.shape
+
+
 def shows_the_table(script):
     assert "backbone.1" in script.printed
     assert "each forward pass" in script.printed
@@ -339,6 +351,7 @@ CHECKS = {
     "the same, and neighbours in the stream are alike (sorted, video)": adapts_to_the_stream,
     "the same, and weights and biases shall adapt too (TENT)": becomes_certain,
     "predictions without a word on how sure they are": says_how_sure_it_is,
+    "channels that say the same, and time to spend": decorrelates,
     "a loss that depends on inference after training, as in meta-learning": reaches_the_batch,
     "statistics that move, or do not, and you do not know why": shows_the_table,
     "a PyTorch model that you write": is_a(bnkit.nn.BatchNorm2d),

@@ -99,7 +99,7 @@ def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
 def refused(name: str, layer: nn.Module, reason: str) -> str:
     """A sentence about a layer that cannot take part."""
     called = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
-    way = "" if hasattr(layer, "plain") else " Call bnkit.nn.plain_ on it first."
+    way = "" if getattr(layer, "not_plain", None) else " Call bnkit.nn.plain_ on it first."
     return (
         f"expected layers whose batch may be a part of a larger one, got {called}: {reason}. "
         f"Nothing was changed.{way}"

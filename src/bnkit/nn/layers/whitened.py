@@ -89,9 +89,10 @@ class Whitened(WithPolicy, _State):
     """Forward pass and conversions; the dimensions are in the subclasses."""
 
     ranks: ClassVar[tuple[int, ...]]
-    plain: ClassVar[Any]
+    plain_class: ClassVar[Any]
     alone = "its covariance is that of the batch of one process"
     at_once = "its whitening matrix is averaged batch by batch"
+    not_exchanged = "has a whitening matrix, which would be lost"
     not_plain = "whitening is no scale per channel; to_batch_norm() says when it is one"
 
     def __init__(
@@ -116,7 +117,8 @@ class Whitened(WithPolicy, _State):
         check_policy(lambda: where, on_nonfinite)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        self.groups, self.method, self.iterations = groups, method, iterations
+        self.groups, self.iterations = groups, iterations
+        self.method: Whitening = method
         self.on_nonfinite: NonFinitePolicy = on_nonfinite
         self.warned = False
         learned = {"weight": affine, "bias": affine and bias}
@@ -169,7 +171,8 @@ class Whitened(WithPolicy, _State):
         finite = mean.isfinite().all() & matrix.isfinite().all()
         counts = torch.ones_like(finite) if self.on_nonfinite == "propagate" else finite
         counter.add_(counts.to(counter.dtype))
-        weight = 1.0 / counter.clamp(min=1) if self.momentum is None else self.momentum
+        count = counter.clamp(min=1).to(running_mean.dtype)
+        weight = 1.0 / count if self.momentum is None else self.momentum
         for running, new in ((running_mean, mean), (running_matrix, matrix)):
             new = new.to(running.dtype)
             running.copy_(torch.where(counts, running + weight * (new - running), running))
@@ -234,12 +237,13 @@ class Whitened(WithPolicy, _State):
         Raises:
             ConversionError: Another layer, or one without running statistics.
         """
-        fits = isinstance(norm, cls.plain.__mro__[2])
+        fits = isinstance(norm, getattr(nn, cls.plain_class.__name__))
         var: Any = getattr(norm, "running_var", None)
         if not fits or var is None:
+            got = type(norm).__name__ + (" without them" if fits else "")
             msg = (
-                f"{cls.__name__}.from_batch_norm: expected a {cls.plain.__name__} with running "
-                f"statistics, got {type(norm).__name__}{'' if not fits else ' without them'}."
+                f"{cls.__name__}.from_batch_norm: expected a {cls.plain_class.__name__} with "
+                f"running statistics, got {got}."
             )
             raise ConversionError(msg)
         n: Any = norm
@@ -281,7 +285,7 @@ class Whitened(WithPolicy, _State):
             "device": matrix.device,
             "dtype": None if self.weight is None else self.weight.dtype,
         }
-        new = self.plain(
+        new = self.plain_class(
             self.num_features,
             self.eps,
             self.momentum,
@@ -323,9 +327,9 @@ class WhitenedBatchNorm2d(Whitened):
     plain batch norm, in training to rounding; its inference differs, because plain batch norm
     averages variances (with n - 1), and this 1 / standard deviations.
 
-    It costs a matrix product of width `C / groups` per value and more than twice the time of the
-    plain layer (`bnkit bench family`); a group needs more values than channels, better ten times as
-    many.
+    It costs matrix products of width `C / groups` per value, three to twelve times the plain layer
+    (`bnkit bench family`). A group needs more values than channels, better ten times as many: with
+    fewer, W differs so much from batch to batch that its average is of no use.
 
     Args:
         num_features: Channels C.
@@ -356,18 +360,18 @@ class WhitenedBatchNorm2d(Whitened):
     """
 
     ranks = (4,)
-    plain = BatchNorm2d
+    plain_class = BatchNorm2d
 
 
 class WhitenedBatchNorm1d(Whitened):
     """As `WhitenedBatchNorm2d`, over `(N, C)` or `(N, C, L)`."""
 
     ranks = (2, 3)
-    plain = BatchNorm1d
+    plain_class = BatchNorm1d
 
 
 class WhitenedBatchNorm3d(Whitened):
     """As `WhitenedBatchNorm2d`, over `(N, C, D, H, W)`."""
 
     ranks = (5,)
-    plain = BatchNorm3d
+    plain_class = BatchNorm3d
