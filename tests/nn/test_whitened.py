@@ -1,5 +1,7 @@
 """Whitening batch norm against its definition: identity covariance, gradients, conversions."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -228,6 +230,30 @@ def test_what_does_not_count():
     layer.on_nonfinite = "propagate"
     layer(bad)
     assert not layer.running_whitening.isfinite().all()
+
+
+@METHODS
+def test_transforms(method):
+    layer = WhitenedBatchNorm1d(6, method=method).double()
+    twin, x = copy.deepcopy(layer), correlated((20, 6))
+    got = torch.func.grad(lambda v: layer(v).pow(3).sum())(x)
+    a = x.clone().requires_grad_()
+    twin(a).pow(3).sum().backward()
+    torch.testing.assert_close(got, a.grad)
+    for p, q in zip(layer.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(p, q)
+    members = [copy.deepcopy(twin) for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(members)
+
+    def call(p, b, v):
+        return torch.func.functional_call(twin, (p, b), (v,))
+
+    y = torch.func.vmap(call)(parameters, buffers, torch.stack([x, 2 * x + 1]))
+    for i, member in enumerate(members):
+        torch.testing.assert_close(y[i], member(x if i == 0 else 2 * x + 1))
+        torch.testing.assert_close(buffers["running_whitening"][i], member.running_whitening)
+    each = torch.func.vmap(twin.eval())(torch.stack([x, x + 1]))
+    torch.testing.assert_close(each[1], twin(x + 1))
 
 
 def test_autocast_keeps_the_covariance_wide():

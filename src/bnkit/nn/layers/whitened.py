@@ -13,6 +13,7 @@ from bnkit.core import (
     ConversionError,
     EmptyBatchWarning,
     InputError,
+    Moments,
     NonFiniteWarning,
     Whitening,
     check_whitening,
@@ -26,7 +27,7 @@ from bnkit.nn.layers.variant import refuse_complex
 from bnkit.nn.naming import qualified_name
 from bnkit.nn.statistics.statistics_policy import WithPolicy
 from bnkit.nn.statistics.wide import converted_widely
-from bnkit.ops import NonFinitePolicy
+from bnkit.ops import NonFinitePolicy, commit_by
 from bnkit.ops.plain import is_plain
 from bnkit.ops.whitening import by_group, from_groups, grouped_covariance, whitening_matrix
 
@@ -163,21 +164,31 @@ class Whitened(WithPolicy, _State):
         )
 
     def _commit(self, where: Where, mean: Tensor, matrix: Tensor) -> None:
-        """`running = (1 - w) running + w batch`, unless the batch is not finite."""
-        running_mean, running_matrix = self.running_mean, self.running_whitening
-        counter = self.num_batches_tracked
-        if running_mean is None or running_matrix is None or counter is None:
+        """Average a batch in, inside transforms of `torch.func` too."""
+        tensors = self.running_mean, self.running_whitening, self.num_batches_tracked
+        if any(t is None for t in tensors):
             return
+        batch: Any = Moments(1, mean, matrix)
+        if torch._C._functorch.is_batchedtensor(mean):  # pyright: ignore
+            self._average(batch, tensors)  # slices have buffers of their own, or torch refuses
+            return
+        commit_by(self._average, batch, tensors)  # pyright: ignore[reportArgumentType]
+        plain = not torch.compiler.is_compiling() and is_plain((mean, matrix))
+        if plain and not bool(mean.isfinite().all() & matrix.isfinite().all()):
+            self._report(where)
+
+    def _average(self, batch: Any, tensors: tuple[Any, ...]) -> None:
+        """`running = (1 - w) running + w batch`, unless the batch is not finite."""
+        _, mean, matrix = batch
+        running_mean, running_matrix, counter = tensors
         finite = mean.isfinite().all() & matrix.isfinite().all()
         counts = torch.ones_like(finite) if self.on_nonfinite == "propagate" else finite
         counter.add_(counts.to(counter.dtype))
         count = counter.clamp(min=1).to(running_mean.dtype)
         weight = 1.0 / count if self.momentum is None else self.momentum
         for running, new in ((running_mean, mean), (running_matrix, matrix)):
-            new = new.to(running.dtype)
-            running.copy_(torch.where(counts, running + weight * (new - running), running))
-        if not torch.compiler.is_compiling() and is_plain((finite,)) and not bool(finite):
-            self._report(where)
+            blended = (1 - weight) * running + weight * new.to(running.dtype)
+            running.copy_(torch.where(counts, blended, running))
 
     def _report(self, where: Where) -> None:
         if self.on_nonfinite == "raise":
