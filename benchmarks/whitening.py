@@ -3,7 +3,8 @@
     python benchmarks/whitening.py
 
 Trains a network of two hidden layers for three epochs in batches of 100, for eight seeds and the
-better of three learning rates of each kind (by training loss). Prints the means over the seeds.
+best of three learning rates of each kind (by training loss). Prints the means over the seeds, then
+the time of one layer by its groups, as a multiple of the plain one.
 """
 
 # ruff: noqa: T201, TID253  a script, not a module of the package
@@ -11,7 +12,7 @@ better of three learning rates of each kind (by training loss). Prints the means
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from torch import nn
@@ -49,15 +50,26 @@ def trained(norm: Norm, seed: int, lr: float) -> tuple[float, float, float]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    seconds = time.perf_counter() - start
+    spent = time.perf_counter() - start
     with torch.no_grad(), bnkit.nn.no_update(model):
         final = nn.functional.cross_entropy(model(images), labels)
         wrong = model.eval()(split.test.images).argmax(1) != split.test.labels
-    return float(final), float(wrong.float().mean()), seconds
+    return float(final), float(wrong.float().mean()), spent
+
+
+def seconds(layer: nn.Module) -> float:
+    """Forward and backward pass of one layer, median of seven."""
+    x = torch.randn(32, 64, 28, 28, requires_grad=True)
+    grad, found = torch.randn_like(x), []
+    for _ in range(9):
+        start = time.perf_counter()
+        torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
+        found.append(time.perf_counter() - start)
+    return median(found[2:])
 
 
 def main() -> None:
-    """Print one line for each kind of layer."""
+    """Print one line for each kind of layer, and one for each width of a group."""
     torch.set_num_threads(1)
     print("layer | rate | training loss | test error % | seconds")
     for name, norm in NORMS.items():
@@ -65,8 +77,14 @@ def main() -> None:
         for lr in RATES:
             found = zip(*(trained(norm, seed, lr) for seed in SEEDS), strict=True)
             rows.append((lr, *map(fmean, found)))
-        lr, loss, error, seconds = min(rows, key=lambda row: row[1])
-        print(f"{name} | {lr} | {loss:.3f} | {100 * error:.1f} | {seconds:.2f}")
+        lr, loss, error, spent = min(rows, key=lambda row: row[1])
+        print(f"{name} | {lr} | {loss:.3f} | {100 * error:.1f} | {spent:.2f}")
+    plain = seconds(bnkit.nn.BatchNorm2d(64))
+    print("channels in a group | newton | zca")
+    for width in (1, 4, 16, 64):
+        layer = partial(bnkit.nn.WhitenedBatchNorm2d, 64, groups=64 // width)
+        ratios = [seconds(layer(method=method)) / plain for method in ("newton", "zca")]
+        print(f"{width} | " + " | ".join(f"{ratio:.1f}" for ratio in ratios))
 
 
 if __name__ == "__main__":
