@@ -56,6 +56,10 @@ SPECIAL = {
     "DifferentiableBatchNorm1d unrolled": (
         _named("DifferentiableBatchNorm1d", unroll=True), SHAPES["1d"],
     ),
+    "WhitenedBatchNorm1d zca": (
+        _named("WhitenedBatchNorm1d", method="zca", groups=2), SHAPES["1d"],
+    ),
+    "WhitenedBatchNorm2d zca": (_named("WhitenedBatchNorm2d", method="zca"), SHAPES["2d"]),
     "DomainBatchNorm": (_domains, SHAPES["2d"]),
 }  # fmt: skip
 for _d, _shape in SHAPES.items():
@@ -63,6 +67,7 @@ for _d, _shape in SHAPES.items():
     _two = {"domains": ("day", "night"), "default": "day"}
     SPECIAL[_cls] = _named(_cls, **_two), _shape
     SPECIAL[f"GhostBatchNorm{_d}"] = _named(f"GhostBatchNorm{_d}", **GHOST), _shape
+    SPECIAL[f"WhitenedBatchNorm{_d}"] = _named(f"WhitenedBatchNorm{_d}", groups=2), _shape
     SPECIAL[f"BatchRenorm{_d}"] = _named(f"BatchRenorm{_d}", limits=SOON), _shape
 # further arguments of lazy layers, and of what they become
 LAZY = {f"LazyGhostBatchNorm{_d}": GHOST for _d in SHAPES}
@@ -102,7 +107,8 @@ def make(name, **options):
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_()
             norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
+            if hasattr(norm, "running_var"):
+                norm.running_var.uniform_(0.5, 2)
             norm.num_batches_tracked.fill_(3)
     return layer
 

@@ -15,6 +15,7 @@ from tests.nn.family import EAGER, LAYERS, assert_state, batch, make, norms, sta
 each = pytest.mark.parametrize("name", EAGER)
 # the beginning of a name -> why the batch of such a layer is no part of a larger one
 ALONE = {
+    "Whitened": "covariance is that of the batch of one process",
     "GhostBatchNorm": "its groups are parts of the batch of one process",
     "BatchRenorm": "r and d compare the batch of one process",
     "DifferentiableBatchNorm": "its live statistics are functions of the batch of one process",
@@ -70,9 +71,10 @@ def test_synchronized_or_refused(name):
 @each
 def test_one_update_for_all_micro_batches(name):
     layer = make(name)
-    if name.startswith("Differentiable"):
+    if name.startswith(("Differentiable", "Whitened")):
+        why = "whitening matrix" if "White" in name else "live statistics are those of the last"
         with (
-            pytest.raises(ConversionError, match="live statistics are those of the last step"),
+            pytest.raises(ConversionError, match=why),
             bnkit.nn.accumulate(layer),
         ):
             pass
@@ -140,7 +142,7 @@ def test_exchanged_for_a_group_norm_or_refused(name):
         {
             "Ghost": "forward pass of its own", "BatchRenorm": "forward pass of its own",
             "Masked": "forward pass of its own", "Diff": "forward pass of its own",
-            "BatchNorm ": "channels anywhere", "SyncBatchNorm": "synchronized=True",
+            "Whitened": "matrix, which would be lost", "BatchNorm ": "channels anywhere", "SyncBatchNorm": "synchronized=True",
         },
         {"BatchNorm": "channels anywhere"},
     )  # fmt: skip
@@ -163,7 +165,7 @@ def test_back_to_torch_or_kept_with_a_reason(name):
     x = batch(name)
     shown, names = repr(model), tuple(norms(model))
     done = bnkit.nn.restore_(model)
-    own = re.match(r"BatchNorm(Act|$| )|Masked|Domain|Lazy(?!BatchNorm\d)", name)
+    own = re.match(r"BatchNorm(Act|$| )|Masked|Domain|Whitened|Lazy(?!BatchNorm\d)", name)
     if own is None:
         assert (done.replaced, done.kept) == (names, {})
         assert type(model[0]).__module__.startswith("torch.nn.")

@@ -233,6 +233,63 @@ def normalizes_each_half(script):
         assert half.mean((0, 2, 3)).abs().max() < 1e-6
 
 
+def statistics_stayed(script):
+    assert counted(script) == 0
+    assert not script.bn.running_mean.any()
+    assert (script.bn.running_var == 1).all()
+    assert "forward" not in vars(script.bn)
+
+
+def adapts_to_the_batch(script):
+    statistics_stayed(script)
+    x = script.x * 9 + 5
+    features = script.model.backbone[:2]
+    plain = features(x)
+    with bnkit.nn.adapted(script.model, prior=16):
+        mixed = features(x)
+    share = 4 / 20
+    values = script.model.backbone[0](x)
+    var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+    wanted = (1 - share) + share * var + share * (1 - share) * mean**2
+    torch.testing.assert_close(mixed.var((0, 2, 3), correction=0), var / (wanted + 1e-5))
+    assert not torch.allclose(plain, mixed)
+
+
+def adapts_to_the_stream(script):
+    statistics_stayed(script)
+    with bnkit.nn.adapted(script.model, "ema", ema_weight=0.1, keep=True):
+        script.model(script.x)
+    mean = script.model.backbone[0](script.x).mean((0, 2, 3))
+    torch.testing.assert_close(script.bn.running_mean, 0.1 * mean)
+
+
+def becomes_certain(script):
+    statistics_stayed(script)
+    assert (script.bn.weight == 1).all()
+    with bnkit.nn.tent(script.model) as t:
+        optimizer = torch.optim.SGD(t.parameters, lr=0.1)
+        before, after = (bnkit.nn.entropy(t.step(script.x, optimizer)).mean() for _ in range(2))
+    assert after < before
+
+
+def says_how_sure_it_is(script):
+    statistics_stayed(script)
+    assert script.found.samples.shape == (32, 4, 5)
+    assert (script.found.std > 0).all()
+
+
+def decorrelates(script):
+    layer = bnkit.nn.WhitenedBatchNorm2d(3, method="newton", iterations=20)
+    mixed = torch.einsum(
+        "ij,njhw->nihw", torch.tensor([[1.0, 0.8, 0], [0, 1, 0], [0.5, 0, 1]]), script.x
+    )
+    y = layer(mixed)
+    torch.testing.assert_close(
+        y.transpose(0, 1).flatten(1).cov(correction=0), torch.eye(3), atol=1e-3, rtol=0
+    )
+    assert script.value.shape == script.x.shape
+
+
 def shows_the_table(script):
     assert "backbone.1" in script.printed
     assert "each forward pass" in script.printed
@@ -290,6 +347,11 @@ CHECKS = {
     "accumulation that shall equal the one big batch": equals_the_big_batch,
     "two domains with one network": keeps_domains_apart,
     "clean and adversarial images in one batch": normalizes_each_half,
+    "data at inference unlike those of training: contrast, scanner, noise": adapts_to_the_batch,
+    "the same, and neighbours in the stream are alike (sorted, video)": adapts_to_the_stream,
+    "the same, and weights and biases shall adapt too (TENT)": becomes_certain,
+    "predictions without a word on how sure they are": says_how_sure_it_is,
+    "channels that say the same, and time to spend": decorrelates,
     "a loss that depends on inference after training, as in meta-learning": reaches_the_batch,
     "statistics that move, or do not, and you do not know why": shows_the_table,
     "a PyTorch model that you write": is_a(bnkit.nn.BatchNorm2d),

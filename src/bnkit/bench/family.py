@@ -64,6 +64,10 @@ def _silent(c: int, dimensions: int) -> nn.Module:
     return layer
 
 
+def _whitened(method: str, c: int, dimensions: int) -> nn.Module:
+    return _of("WhitenedBatchNorm", method=method, groups=max(c // 16, 1))(c, dimensions)
+
+
 def _committed(layer: nn.Module, x: Tensor) -> Tensor:
     with bnkit.nn.rollback(layer) as transaction:
         y = layer(x)
@@ -136,6 +140,8 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "two domains in one batch", _of("DomainBatchNorm", domains=_DOMAINS), _split, wanted=None
     ),
+    Member("whitened, newton, 16 channels", partial(_whitened, "newton"), wanted=None),
+    Member("whitened, zca, 16 channels", partial(_whitened, "zca"), wanted=None),
     Member("differentiable", _of("DifferentiableBatchNorm"), wanted=None),
 )
 

@@ -112,3 +112,9 @@ from bnkit.core.state import BatchNormState as BatchNormState
 from bnkit.core.state import Inference as Inference
 from bnkit.core.state import flat_state as flat_state
 from bnkit.core.state import read_state as read_state
+from bnkit.core.whitening import InverseRoot as InverseRoot
+from bnkit.core.whitening import Whitening as Whitening
+from bnkit.core.whitening import check_whitening as check_whitening
+from bnkit.core.whitening import inverse_root as inverse_root
+from bnkit.core.whitening import lyapunov as lyapunov
+from bnkit.core.whitening import newton_inverse_root as newton_inverse_root

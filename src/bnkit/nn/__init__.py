@@ -3,6 +3,16 @@
 from bnkit.nn import functional as functional
 from bnkit.nn.accumulating.accumulation import accumulate as accumulate
 from bnkit.nn.accumulating.exact_accumulation import accumulate_exactly as accumulate_exactly
+from bnkit.nn.adapting.adaptation import Adaptation as Adaptation
+from bnkit.nn.adapting.adaptation import adapted as adapted
+from bnkit.nn.adapting.collapse_guard import CollapseGuard as CollapseGuard
+from bnkit.nn.adapting.monte_carlo import Bank as Bank
+from bnkit.nn.adapting.monte_carlo import Predictive as Predictive
+from bnkit.nn.adapting.monte_carlo import monte_carlo as monte_carlo
+from bnkit.nn.adapting.tent import Tent as Tent
+from bnkit.nn.adapting.tent import entropy as entropy
+from bnkit.nn.adapting.tent import tent as tent
+from bnkit.nn.adapting.tent import tent_parameters as tent_parameters
 from bnkit.nn.axis.batch_norm_axis import BatchNorm as BatchNorm
 from bnkit.nn.axis.parameter_rules import constrain_ as constrain_
 from bnkit.nn.axis.parameter_rules import constrain_after as constrain_after
@@ -49,6 +59,9 @@ from bnkit.nn.layers.renorm import BatchRenorm1d as BatchRenorm1d
 from bnkit.nn.layers.renorm import BatchRenorm2d as BatchRenorm2d
 from bnkit.nn.layers.renorm import BatchRenorm3d as BatchRenorm3d
 from bnkit.nn.layers.sync import SyncBatchNorm as SyncBatchNorm
+from bnkit.nn.layers.whitened import WhitenedBatchNorm1d as WhitenedBatchNorm1d
+from bnkit.nn.layers.whitened import WhitenedBatchNorm2d as WhitenedBatchNorm2d
+from bnkit.nn.layers.whitened import WhitenedBatchNorm3d as WhitenedBatchNorm3d
 from bnkit.nn.naming import qualified_name as qualified_name
 from bnkit.nn.replacing.convert_domains import add_domains_ as add_domains_
 from bnkit.nn.replacing.convert_domains import keep_domain_ as keep_domain_

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _TorchBatchNorm
 from bnkit.core import ConversionError, Moments, merge
 from bnkit.nn.axis.axis_state import AxisState
 from bnkit.nn.layers.base import BatchNormBase
+from bnkit.nn.layers.whitened import Whitened
 from bnkit.nn.naming import check_model
 from bnkit.nn.parts.pooled import Part, commit
 from bnkit.ops import Pool, StatisticsBuffers
@@ -81,7 +82,7 @@ def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
     """
     check_model(where, model)
     for name, layer in model.named_modules():
-        ours = isinstance(layer, (BatchNormBase, AxisState))
+        ours = isinstance(layer, (BatchNormBase, AxisState, Whitened))
         if isinstance(layer, _TorchBatchNorm) and not ours and layer.training:
             msg = (
                 f"{where}: expected the batch norms of bnkit, got {name!r} ({type(layer).__name__} "
@@ -98,7 +99,7 @@ def batch_norms(where: str, model: nn.Module, excuse: str) -> list[Any]:
 def refused(name: str, layer: nn.Module, reason: str) -> str:
     """A sentence about a layer that cannot take part."""
     called = f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
-    way = "" if hasattr(layer, "plain") else " Call bnkit.nn.plain_ on it first."
+    way = "" if getattr(layer, "not_plain", None) else " Call bnkit.nn.plain_ on it first."
     return (
         f"expected layers whose batch may be a part of a larger one, got {called}: {reason}. "
         f"Nothing was changed.{way}"

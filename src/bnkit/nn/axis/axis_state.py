@@ -23,6 +23,7 @@ class AxisState(WithPolicy, nn.Module):
     """What a `BatchNorm` keeps; not for direct use."""
 
     alone = "its channels may be any axes; put layer.plain(ndim) in its place"
+    not_exchanged = "may have its channels anywhere"
     not_plain = "its input may have any rank; put layer.plain(ndim) in its place"
     track_running_stats = True
     num_features: tuple[int, ...]

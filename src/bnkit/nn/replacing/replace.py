@@ -223,7 +223,7 @@ def _exchange(model: nn.Module, wanted: Exchange, *, strict: bool) -> Replacemen
                 kept[name] = reason
                 continue
         elif isinstance(layer, WithPolicy):
-            kept[name] = f"{type(layer).__name__} may have its channels anywhere"
+            kept[name] = f"{type(layer).__name__} {layer.not_exchanged}"
             continue
         elif not is_exchanged(layer):
             continue

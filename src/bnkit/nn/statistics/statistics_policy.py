@@ -95,6 +95,8 @@ class WithPolicy:
     at_once: ClassVar[str | None] = None
     # why `plain_` leaves it as it is; None = it is plain, or becomes so
     not_plain: ClassVar[str | None] = None
+    # why `replace_` puts no other normalization in its place, behind the name of the class
+    not_exchanged: ClassVar[str] = "is no plain batch norm"
 
     @property
     def statistics_policy(self) -> StatisticsPolicy:
