@@ -184,3 +184,18 @@ def test_a_checkpoint_of_the_parameters_alone_is_diagnosed_not_refused(capsys):
     save_file(dict(net.named_parameters()), "parameters.safetensors")
     assert main(["doctor", "m.py:net", "--weights", "parameters.safetensors"]) == 1
     assert "BN201" in capsys.readouterr().out
+
+
+def test_weights_of_a_file_are_looked_at_in_eval_mode(folder, capsys):
+    body = "torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))"
+    (folder / "t.py").write_text(f"import torch\n\ndef build():\n    return {body}\n")
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    net(torch.randn(64, 4))
+    save_file(net.state_dict(), "trained.safetensors")
+    words = ["doctor", "t.py:build", "--weights", "trained.safetensors"]
+    assert main(["doctor", "t.py:build"]) == 1
+    assert "BN301" in capsys.readouterr().out
+    main(words)
+    found = capsys.readouterr().out
+    assert "batch norm layer" in found
+    assert "BN301" not in found

@@ -56,7 +56,8 @@ def doctor(
             program (.pt2) or an .onnx file.
         data: Batches of training data: FILE.npz with x and y, or path.py:loader.
         purpose: What the network is meant for: infer, train, finetune or export.
-        weights: A checkpoint to load into the model.
+        weights: A checkpoint to load into the model, which is then looked at in eval mode unless
+            it is meant for training.
         pair: A second subject to compare with.
         relation: What the second one is: averaged, rank or converted.
         member: A network whose parameters were averaged into this one; give it for each of them.
@@ -87,7 +88,7 @@ def doctor(
         from bnkit.sources.data import open_labelled
 
         diagnosis = diagnose(
-            load_subject(subject, weights),
+            load_subject(subject, weights, purpose),
             None if data is None else open_labelled(data),
             purpose,
             pair=None if pair is None else load_subject(pair),

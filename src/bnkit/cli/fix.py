@@ -65,7 +65,7 @@ def fix(
         _check_output(output)
         from bnkit.doctor.mending import mend
 
-        network = _model(subject, weights)
+        network = _model(subject, weights, purpose)
         statistics = _batches_of(recalibrate, batches)
         mended = mend(
             network,
@@ -102,13 +102,13 @@ def _check_output(output: Path) -> None:
     check_writable(output, advice="Choose another --output.")
 
 
-def _model(subject: str, weights: Path | None) -> "nn.Module":
+def _model(subject: str, weights: Path | None, purpose: str) -> "nn.Module":
     from torch import nn
 
     from bnkit.cli.subject import load_subject
     from bnkit.core.errors import InputError
 
-    loaded = load_subject(subject, weights)
+    loaded = load_subject(subject, weights, purpose)
     if not isinstance(loaded, nn.Module):
         msg = (
             f"{subject}: expected path.py:function of a model, to examine it again, got a file. "

@@ -9,13 +9,14 @@ from bnkit.core.errors import InputError
 _NAMED = re.compile(r"(.+\.py|[\w.]+):[\w.]+")
 
 
-def load_subject(text: str, weights: Path | None = None) -> Any:
+def load_subject(text: str, weights: Path | None = None, purpose: str = "infer") -> Any:
     """The subject that a word of the command line names.
 
     Args:
         text: `path.py:name` or `package.module:name` of a module or of a function that returns
             one; or the path of a checkpoint or of a program.
         weights: A checkpoint to load into the module.
+        purpose: What the network is meant for.
 
     Returns:
         A module, or the path.
@@ -37,4 +38,7 @@ def load_subject(text: str, weights: Path | None = None) -> Any:
     model = load_model(text)
     if weights is not None:
         read_checkpoint(weights).load_into(model)
+        # a file of numbers says nothing of modes, and a network that was just built trains
+        if purpose in ("infer", "export") and all(m.training for m in model.modules()):
+            model.eval()
     return model

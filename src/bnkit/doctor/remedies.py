@@ -7,7 +7,7 @@ RECALIBRATE = Fix(
     "unsafe",
     "bnkit fix --recalibrate DATA  (writes a new file, keeps it only when the metric improves)",
 )
-EVAL = Fix("eval", "safe", "call model.eval() before inference; bnkit fix does so")
+EVAL = Fix("eval", "safe", "call model.eval() before inference; no file keeps a mode")
 NONE = Fix("none", "manual", "there is no automatic mend")
 
 
